@@ -1,0 +1,57 @@
+"""What every command has in common: errors become one line and an exit code, results become text or JSON."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+from assay.privacy.errors import AssayError
+
+__all__ = ["Json", "command", "emit", "note"]
+
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object on standard output; notes on standard error.")
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def note(text: str) -> None:
+    """Say something to the person at the terminal, on standard error, so that ``--json`` stays clean."""
+    typer.echo(text, err=True)
+
+
+def emit(result: dict[str, Any], *, as_json: bool, text: str) -> None:
+    """Print the result of a command: one JSON object for machines, ``text`` for people."""
+    typer.echo(json.dumps(result, allow_nan=False) if as_json else text)
+
+
+def command(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn the errors of a command into one line on standard error and the documented exit code.
+
+    Anything that is not an :class:`AssayError` is a defect of ours and keeps its traceback. A full
+    disk or a file without permission is the machine's state, so it is reported in one line too.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except AssayError as error:
+            typer.secho(f"assay: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
+            raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            where = f" {error.filename}" if error.filename else ""
+            typer.echo(f"assay: {error.strerror or error}{where}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            typer.echo("assay: interrupted", err=True)
+            raise typer.Exit(130) from None
+
+    return run
