@@ -112,7 +112,7 @@ class Accepted(_Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Declined(_Message):
-    """Holder to coordinator: no. ``code`` is a word from a fixed list, never a reason computed from records."""
+    """Holder to coordinator: no. ``code`` is a word from a fixed list, never computed from records."""
 
     kind: ClassVar[str] = "declined"
     code: str
