@@ -1,0 +1,142 @@
+"""What a holder agrees to take part in: decided here, at the holder, before anything is spent.
+
+The answer that leaves is one word of :data:`CODES`; the sentence beside it stays at the holder.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from assay.client.records import Records
+from assay.models.schema import COMPONENTS, MAX_DELTA, Study
+from assay.privacy.errors import BadInput, Refused
+from assay.privacy.purpose import check_purpose
+
+__all__ = ["CODES", "Policy", "admit", "require_persons"]
+
+CODES = ("purpose", "components", "epsilon", "delta", "trust", "model", "data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """The holder's own limits. A study may ask for less, never for more.
+
+    Attributes:
+        purposes: allowed purposes, each one that the purpose table allows; at least one.
+        components: components that may be used, each of ``assay.models.study.COMPONENTS``; at least one.
+        epsilon_per_run: most privacy loss of one person in one run; positive and finite.
+        epsilon_per_study: the same over all runs of one study; not below ``epsilon_per_run``.
+        epsilon_per_year: the same over all studies of 365 days; not below ``epsilon_per_study``.
+        delta: above 0, at most 1e-6; all three epsilons are stated at this delta.
+        minimum_persons: fewer persons than this in the records, and no run takes place; at least 1.
+    """
+
+    purposes: tuple[str, ...]
+    components: tuple[str, ...]
+    epsilon_per_run: float
+    epsilon_per_study: float
+    epsilon_per_year: float
+    delta: float
+    minimum_persons: int
+
+    def __post_init__(self) -> None:
+        _require_words("purposes", self.purposes)
+        for purpose in self.purposes:
+            check_purpose(purpose)
+        _require_words("components", self.components)
+        for component in self.components:
+            if component not in COMPONENTS:
+                raise BadInput("components", value=component, allowed=f"any of {', '.join(COMPONENTS)}")
+        self._check_epsilons()
+        if not _is_number(self.delta) or not 0 < self.delta <= MAX_DELTA:
+            raise BadInput("delta", value=self.delta, allowed=f"above 0, at most {MAX_DELTA:g}")
+        minimum = self.minimum_persons
+        if not isinstance(minimum, int) or isinstance(minimum, bool) or not minimum >= 1:
+            raise BadInput("minimum_persons", value=minimum, allowed="a whole number, 1 or more")
+
+    def _check_epsilons(self) -> None:
+        floor, floor_name = 0.0, ""
+        for name in ("epsilon_per_run", "epsilon_per_study", "epsilon_per_year"):
+            value = getattr(self, name)
+            if not _is_number(value) or not value > 0:
+                raise BadInput(name, value=value, allowed="a positive finite number")
+            if not value >= floor:
+                raise BadInput(name, value=value, allowed=f"at least {floor_name}, which is {floor:g}")
+            floor, floor_name = value, name
+
+
+def admit(study: Study, policy: Policy) -> None:
+    """Refuse a study that this holder does not agree to. Reads no records and spends nothing.
+
+    Budgets over several runs are the ledger's to check; this looks at the one run that is offered.
+
+    Raises:
+        Refused: with the first ``code`` of :data:`CODES` that applies.
+    """
+    if study.purpose not in policy.purposes:
+        raise Refused(
+            f"purpose {study.purpose!r} is not allowed here; allowed: {', '.join(policy.purposes)}. {_HOW}",
+            code="purpose",
+        )
+    for feature in study.features:
+        if feature.component not in policy.components:
+            raise Refused(
+                f"feature {feature.name!r} uses the component {feature.component!r}, which is not allowed here; "
+                f"allowed: {', '.join(policy.components)}. {_HOW}",
+                code="components",
+            )
+    _admit_privacy(study, policy)
+    if study.training.model != "additive":
+        raise Refused(
+            f"training.model {study.training.model!r} is not available; allowed: additive", code="model"
+        )
+
+
+def _admit_privacy(study: Study, policy: Policy) -> None:
+    privacy = study.privacy
+    # Written so that a NaN is refused.
+    if not privacy.epsilon <= policy.epsilon_per_run:
+        raise Refused(
+            f"privacy.epsilon {privacy.epsilon:g} is more than this holder gives in one run; "
+            f"allowed: at most {policy.epsilon_per_run:g} (policy.epsilon_per_run)",
+            code="epsilon",
+        )
+    if not privacy.delta <= policy.delta:
+        raise Refused(
+            f"privacy.delta {privacy.delta:g} is more than this holder gives; "
+            f"allowed: at most {policy.delta:g} (policy.delta)",
+            code="delta",
+        )
+    if privacy.trust != "local":
+        raise Refused(f"privacy.trust {privacy.trust!r} is not available; allowed: local", code="trust")
+
+
+def require_persons(records: Records, policy: Policy) -> None:
+    """Refuse to take part with fewer persons than the policy asks for.
+
+    The message holds the limit and not the holder's own number, which is computed from records.
+
+    Raises:
+        Refused: code ``"data"``.
+    """
+    if not records.persons_count >= policy.minimum_persons:
+        raise Refused(
+            "the records hold fewer persons than policy.minimum_persons; "
+            f"allowed: at least {policy.minimum_persons}. Add records or lower the limit in client.toml",
+            code="data",
+        )
+
+
+_HOW = "To allow it, add it to [policy] in client.toml"
+
+
+def _require_words(setting: str, values: object) -> None:
+    if not isinstance(values, tuple) or not values or not all(isinstance(value, str) for value in values):
+        raise BadInput(setting, value=values, allowed="a list of words, at least one")
+    if len(set(values)) < len(values):
+        raise BadInput(setting, value=list(values), allowed="each word once")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

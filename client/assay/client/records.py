@@ -1,0 +1,213 @@
+"""A holder's records, checked against a study: what is used, what is missing, and what would leave.
+
+Everything here stays at the holder. The numbers in :func:`describe` are computed from records and are
+shown at the holder's own terminal only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from assay.client.sources import Source
+from assay.models.schema import Feature, Study
+from assay.privacy.errors import BadData, BadInput
+
+__all__ = ["Records", "describe", "load_records"]
+
+_KINDS = {"numeric": "number", "integer": "integer", "categorical": "text"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """Checked records of one source, in the source's order; N rows.
+
+    Attributes:
+        columns: column name -> values [N]: float64 with NaN = missing, or for a categorical feature
+            object with None = missing. Only columns of features, and at least one.
+        labels: float64 [N], 0 or 1.
+        persons: int64 [N], codes 0..P-1 in order of first appearance; None where every row is a person.
+        absent: names of the features whose column this source does not have.
+        ignored: columns of the source that the study does not use.
+    """
+
+    columns: Mapping[str, NDArray[Any]] = field(repr=False)
+    labels: NDArray[np.float64] = field(repr=False)
+    persons: NDArray[np.int64] | None = field(default=None, repr=False)
+    absent: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        lengths = {len(values) for values in (*self.columns.values(), self.labels)}
+        if self.persons is not None:
+            lengths.add(len(self.persons))
+        if not self.columns or len(lengths) != 1 or not self.rows:
+            raise BadInput("records", allowed="at least one feature column, all of one length above 0")
+        # The negation refuses NaN too.
+        if not np.isin(self.labels, (0.0, 1.0)).all():
+            raise BadInput("labels", allowed="0 or 1 in every row")
+        if any(values.dtype == np.float64 and np.isinf(values).any() for values in self.columns.values()):
+            raise BadInput("records", allowed="finite numbers")
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.labels)
+
+    @property
+    def persons_count(self) -> int:
+        """Number of persons; of rows where the study names no person column."""
+        return self.rows if self.persons is None else int(self.persons.max()) + 1
+
+
+def load_records(source: Source, study: Study) -> Records:
+    """Read the columns that the study uses, and check them.
+
+    A feature whose column is not there becomes missing; at least one must be there. The outcome and,
+    if the study names one, the person column must be there and hold a value in every row. Fairness
+    columns are not read.
+
+    Raises:
+        BadData: a column is missing or of the wrong type, a label is not 0 or 1, an identifier is
+            missing, a number is not finite, or there are no rows.
+    """
+    source.require(study.outcome.column)
+    present = [feature for feature in study.features if feature.column in source.columns]
+    if not present:
+        source.require(study.features[0].column)  # refuses, with the nearest column
+    wanted = {feature.column: _KINDS[feature.kind] for feature in present}
+    wanted[study.outcome.column] = "label"
+    if study.person is not None:
+        wanted[study.person] = "text"
+    columns = source.read(wanted)
+    labels = columns.pop(study.outcome.column)
+    persons = None
+    if study.person is not None:
+        persons = _person_codes(columns.pop(study.person), study.person, source.where)
+    return Records(
+        columns=columns,
+        labels=labels,
+        persons=persons,
+        absent=tuple(feature.name for feature in study.features if feature.column not in columns),
+        ignored=tuple(name for name in source.columns if name not in wanted),
+    )
+
+
+def _person_codes(identifiers: NDArray[Any], name: str, where: str) -> NDArray[np.int64]:
+    codes: dict[str, int] = {}
+    out = np.empty(len(identifiers), dtype=np.int64)
+    for row, identifier in enumerate(identifiers):
+        if identifier is None:
+            raise BadData(
+                f"row {row + 1}, column {name!r}",
+                where=where,
+                value="an empty cell",
+                allowed="the identifier of a person in every row",
+                remedy="Fill it in or drop the row",
+            )
+        out[row] = codes.setdefault(identifier, len(codes))
+    return out
+
+
+def describe(records: Records, study: Study) -> tuple[dict[str, Any], list[str]]:
+    """Say what would be used and exactly what would leave; for the holder's own terminal.
+
+    Returns:
+        A dictionary that JSON can hold, and the same as lines of text. Both hold numbers computed from
+        records.
+    """
+    features = [_describe_feature(feature, records) for feature in study.features]
+    leaves = _leaves(study)
+    result: dict[str, Any] = {
+        "study": study.name,
+        "rows": records.rows,
+        "persons": records.persons_count,
+        "bad_share": float(records.labels.mean()),
+        "features": features,
+        "used_columns": [*records.columns, study.outcome.column, *([study.person] if study.person else [])],
+        "ignored_columns": list(records.ignored),
+        "leaves": leaves,
+        "warnings": _warnings(records, study),
+    }
+    return result, _lines(result, study)
+
+
+def _describe_feature(feature: Feature, records: Records) -> dict[str, Any]:
+    values = records.columns.get(feature.column)
+    entry: dict[str, Any] = {"name": feature.name, "column": feature.column, "component": feature.component}
+    if values is None:
+        return {**entry, "absent": True, "missing_share": 1.0, "outside_domain": 0}
+    if feature.domain is None:
+        missing = np.fromiter((value is None for value in values), dtype=np.bool_, count=len(values))
+        levels = set(feature.levels)
+        outside = sum(value is not None and value not in levels for value in values)
+    else:
+        missing = np.isnan(values)
+        low, high = feature.domain
+        outside = int(((values < low) | (values > high)).sum())
+    return {**entry, "absent": False, "missing_share": float(missing.mean()), "outside_domain": outside}
+
+
+def _leaves(study: Study) -> list[dict[str, Any]]:
+    """List the messages that depend on records; ``assay.privacy.wire.Release`` is their only type."""
+    from assay.models.encoding import Grid
+
+    size = Grid.of(study).size
+    return [
+        {"round": "0", "what": "noisy counts of the public cells", "integers": size},
+        {
+            "round": "1 to T",
+            "what": "noisy sum of clipped gradients",
+            "integers": size + 1,
+            "rounds": study.training.rounds,
+        },
+    ]
+
+
+def _warnings(records: Records, study: Study) -> list[str]:
+    """Point out what is allowed and yet likely to be a mistake."""
+    warnings = []
+    persons = records.persons_count
+    # Above 0.1/persons, a mechanism that publishes one whole record now and then would still comply.
+    if study.privacy.delta > 0.1 / persons:
+        warnings.append(
+            f"privacy.delta {study.privacy.delta:g} is above 0.1 / persons = {0.1 / persons:.3g}: too large "
+            "for this many persons; ask for a study with a smaller delta"
+        )
+    if records.labels.min() == records.labels.max():
+        warnings.append(f"every label is {records.labels[0]:.0f}: look at the outcome column")
+    return warnings
+
+
+def _lines(result: dict[str, Any], study: Study) -> list[str]:
+    lines = [
+        f"study {study.name}: {result['rows']} rows, {result['persons']} persons, "
+        f"{result['bad_share']:.1%} bad ({study.outcome.meaning})",
+        "",
+        "feature (column): missing, outside the public domain or levels",
+    ]
+    for entry in result["features"]:
+        state = (
+            "no such column here: missing in every row"
+            if entry["absent"]
+            else f"{entry['missing_share']:.1%} missing, {entry['outside_domain']} outside"
+        )
+        lines.append(f"  {entry['name']} ({entry['column']}): {state}")
+    counts, gradients = result["leaves"]
+    rounds = gradients["rounds"] or "chosen by the coordinator from noisy numbers, at most 1000"
+    lines += [
+        "",
+        f"not read: {', '.join(result['ignored_columns']) or 'no other column'}",
+        "",
+        "what would leave, and nothing else that depends on records:",
+        f"  round 0: {counts['integers']} integers, {counts['what']}",
+        f"  rounds 1 to T: {gradients['integers']} integers each, {gradients['what']}; T: {rounds}",
+        f"  privacy loss of one person over the whole run: epsilon {study.privacy.epsilon:g}, "
+        f"delta {study.privacy.delta:g}",
+    ]
+    lines += [f"warning: {warning}" for warning in result["warnings"]]
+    return lines

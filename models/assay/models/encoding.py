@@ -1,0 +1,249 @@
+"""From columns of records to cells of one public table.
+
+A numeric feature is a linear spline ("hat" functions, de Boor, *A Practical Guide to Splines*, 1978,
+ch. III): each value lies between two knots and puts weight 1-u on the lower and u on the upper one.
+Integer and categorical features have one cell per value or level. The last cell of every feature is
+"missing". Knots and bins come from the study alone, so that encoding reveals nothing about records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from assay.models.schema import Feature, Study, transformed
+from assay.privacy.errors import BadData, BadInput
+
+__all__ = ["KNOTS", "Encoded", "FeatureGrid", "Grid"]
+
+KNOTS = 12
+_CHUNK = 1 << 16  # rows encoded at a time: temporaries stay in the processor's cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Records as table cells: row i, feature j weighs ``1 - upper[i, j]`` on ``low[i, j]``, the rest on the next.
+
+    Attributes:
+        low: int32 [N, F], absolute cell index.
+        upper: float32 [N, F], in [0, 1]; 0 for bins and missing values.
+    """
+
+    low: NDArray[np.int32]
+    upper: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.low.ndim != 2 or self.low.shape != self.upper.shape:
+            raise BadInput("encoded records", allowed="two arrays of one shape [rows, features]")
+
+    def __len__(self) -> int:
+        return int(self.low.shape[0])
+
+    def rows(self, selection: slice | NDArray[Any]) -> Encoded:
+        """Return the selected rows."""
+        return Encoded(low=self.low[selection], upper=self.upper[selection])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureGrid:
+    """The cells of one feature.
+
+    Attributes:
+        feature: the study's description.
+        kind: ``"hat"`` (numeric) or ``"bins"``.
+        knots: float64, uniform on the transformed domain; empty for bins.
+        cells: number of cells, "other" and "missing" included.
+        ordered: number of leading cells whose order means something.
+        offset: absolute index of the first cell.
+        labels: one per cell, in words.
+    """
+
+    feature: Feature
+    kind: str
+    knots: NDArray[np.float64]
+    cells: int
+    ordered: int
+    offset: int
+    labels: tuple[str, ...]
+
+    @classmethod
+    def of(cls, feature: Feature, offset: int, knots: int = KNOTS) -> FeatureGrid:
+        """Lay out the cells of ``feature`` from absolute index ``offset`` on."""
+        labels, grid, ordered = _layout(feature, knots)
+        return cls(
+            feature=feature,
+            kind="hat" if feature.kind == "numeric" else "bins",
+            knots=grid,
+            cells=len(labels),
+            ordered=ordered,
+            offset=offset,
+            labels=labels,
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the feature."""
+        return self.feature.name
+
+    @property
+    def missing(self) -> int:
+        """Absolute index of the "missing" cell."""
+        return self.offset + self.cells - 1
+
+    def encode(self, values: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Encode one column.
+
+        Args:
+            values: [N]; float64 with NaN = missing, or for a categorical feature strings with None = missing.
+
+        Returns:
+            ``low`` int32 [N] and ``upper`` float32 [N], see :class:`Encoded`.
+
+        Raises:
+            BadData: an ordered feature holds infinity, or an integer feature a fraction.
+        """
+        if self.feature.kind == "categorical":
+            return self._levels(values), np.zeros(len(values), dtype=np.float32)
+        numbers = np.asarray(values, dtype=np.float64)
+        if np.isinf(numbers).any():
+            raise BadData(f"column {self.feature.column!r}", allowed="finite numbers")
+        if self.kind == "hat":
+            return self._hat(numbers)
+        return self._bins(numbers), np.zeros(len(numbers), dtype=np.float32)
+
+    def _hat(self, values: NDArray[np.float64]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        domain = self.feature.domain or (0.0, 0.0)
+        # Clamp before the transform: log(1+x) has no value below the domain.
+        inside = transformed(np.clip(values, *domain), self.feature.transform)
+        absent = np.isnan(values)
+        last = len(self.knots) - 1
+        position = (inside - self.knots[0]) * (last / (self.knots[-1] - self.knots[0]))
+        position[absent] = 0.0
+        np.clip(position, 0.0, last, out=position)
+        cell = np.minimum(position.astype(np.int32), last - 1)
+        upper = (position - cell).astype(np.float32)
+        low = cell + np.int32(self.offset)
+        low[absent], upper[absent] = self.missing, 0.0
+        return low, upper
+
+    def _bins(self, values: NDArray[np.float64]) -> NDArray[np.int32]:
+        low, high = self.feature.domain or (0.0, 0.0)
+        absent = np.isnan(values)
+        known = np.where(absent, low, values)
+        if (known != np.rint(known)).any():
+            raise BadData(f"column {self.feature.column!r}", allowed="whole numbers")
+        cell = (np.clip(known, low, high) - low).astype(np.int32) + np.int32(self.offset)
+        cell[absent] = self.missing
+        return cell
+
+    def _levels(self, values: NDArray[Any]) -> NDArray[np.int32]:
+        index: dict[Any, int] = {level: self.offset + i for i, level in enumerate(self.feature.levels)}
+        for level, cell in tuple(index.items()):
+            # A tool that saw a missing value in a column of codes writes 3 as 3.0.
+            if level.lstrip("-").isdecimal():
+                index.setdefault(f"{level}.0", cell)
+        other = self.offset + len(self.feature.levels)
+        index[None] = self.missing
+        return np.fromiter((index.get(text, other) for text in values), dtype=np.int32, count=len(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """All cells of a study, in study order.
+
+    Attributes:
+        features: one layout per feature.
+        size: number of cells of the whole table.
+        offsets: int64 [F+1], where each feature begins; the last entry is ``size``.
+        knots: knots per numeric feature.
+    """
+
+    features: tuple[FeatureGrid, ...]
+    size: int
+    knots: int
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, study: Study, knots: int = KNOTS) -> Grid:
+        """Lay out the cells of ``study``; public information only."""
+        features: list[FeatureGrid] = []
+        offset = 0
+        for feature in study.features:
+            features.append(FeatureGrid.of(feature, offset, knots))
+            offset += features[-1].cells
+        bounds = [feature.offset for feature in features] + [offset]
+        return cls(
+            features=tuple(features), size=offset, knots=knots, offsets=np.array(bounds, dtype=np.int64)
+        )
+
+    def encode(self, columns: Mapping[str, NDArray[Any]]) -> Encoded:
+        """Encode records.
+
+        Args:
+            columns: column name -> values [N], see :meth:`FeatureGrid.encode`. A column that is absent
+                makes its feature missing in every row; columns the study does not know are ignored.
+
+        Raises:
+            BadInput: no column at all, or columns of different lengths.
+            BadData: see :meth:`FeatureGrid.encode`.
+        """
+        lengths = {len(values) for values in columns.values()}
+        if len(lengths) != 1:
+            raise BadInput("columns", value=sorted(lengths), allowed="at least one column, all of one length")
+        rows = lengths.pop()
+        low = np.empty((rows, len(self.features)), dtype=np.int32)
+        upper = np.zeros((rows, len(self.features)), dtype=np.float32)
+        for start in range(0, rows, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            for j, feature in enumerate(self.features):
+                values = columns.get(feature.feature.column)
+                if values is None:
+                    low[part, j] = feature.missing
+                else:
+                    low[part, j], upper[part, j] = feature.encode(values[part])
+        return Encoded(low=low, upper=upper)
+
+
+def _layout(feature: Feature, knots: int) -> tuple[tuple[str, ...], NDArray[np.float64], int]:
+    """Return labels of all cells, knots, and how many leading cells are ordered."""
+    none = np.empty(0, dtype=np.float64)
+    if feature.kind == "categorical":
+        return (*feature.levels, "other", "missing"), none, 0
+    low, high = feature.domain or (0.0, 0.0)
+    if feature.kind == "integer":
+        values = range(int(low), int(high) + 1)
+        return (*_ends([str(value) for value in values]), "missing"), none, len(values)
+    ends = transformed(np.array([low, high], dtype=np.float64), feature.transform)
+    grid = np.linspace(ends[0], ends[1], knots)
+    return (*_ends([readable(x) for x in _undone(grid, feature)]), "missing"), grid, knots
+
+
+def _ends(labels: list[str]) -> list[str]:
+    """Mark the first and last label: values outside the domain are clamped to them."""
+    return [f"{labels[0]} or less", *labels[1:-1], f"{labels[-1]} or more"]
+
+
+def _undone(grid: NDArray[np.float64], feature: Feature) -> NDArray[np.float64]:
+    """Knots in the units of the column; the ends are exact."""
+    if feature.transform == "linear":
+        values = grid.copy()
+    else:
+        values = (
+            np.copysign(np.expm1(np.abs(grid)), grid) if feature.transform == "signed_log" else np.expm1(grid)
+        )
+    if feature.domain is not None:
+        values[0], values[-1] = feature.domain
+    return values
+
+
+def readable(value: float) -> str:
+    """Return a number for people: three significant digits, thousands separated, e.g. ``0.0457``."""
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if abs(value) >= 100:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:.3g}"

@@ -1,0 +1,250 @@
+"""Reading ``study.toml``: strict about keys, and every message names file and line.
+
+The types and their ranges are in :mod:`assay.models.schema`; they are re-exported here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from assay.models.schema import (
+    COMPONENTS,
+    MAX_TEXT_BYTES,
+    Feature,
+    Outcome,
+    Privacy,
+    Scale,
+    Study,
+    Training,
+    transformed,
+)
+from assay.privacy.errors import BadInput, Refused
+
+__all__ = [
+    "COMPONENTS",
+    "Feature",
+    "Outcome",
+    "Privacy",
+    "Scale",
+    "Study",
+    "Training",
+    "parse_study",
+    "read_study",
+    "transformed",
+]
+
+_KEYS: dict[str, tuple[str, ...]] = {
+    "study": ("name", "purpose", "contexts"),
+    "outcome": ("column", "meaning"),
+    "person": ("column",),
+    "features": (
+        "name",
+        "column",
+        "component",
+        "kind",
+        "domain",
+        "levels",
+        "transform",
+        "risk_trend",
+        "label",
+        "changeable",
+    ),
+    "fairness": ("columns",),
+    "training": ("model", "rounds"),
+    "privacy": ("epsilon", "delta", "trust", "tolerated", "holders_per_person"),
+    "scale": ("low", "high", "anchor_score", "anchor_odds", "pdo"),
+}
+_REQUIRED: dict[str, tuple[str, ...]] = {
+    "study": ("name", "purpose", "contexts"),
+    "outcome": ("column", "meaning"),
+    "person": ("column",),
+    "features": ("name", "column", "component", "kind"),
+    "fairness": ("columns",),
+    "privacy": ("epsilon",),
+}
+_HEADER = re.compile(r"\s*(\[\[?)\s*([A-Za-z0-9_.-]+)\s*\]")
+_KEY = re.compile(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*=")
+_INDEXED = re.compile(r"features\[(\d+)\](?:\.(\w+))?")
+
+
+def read_study(path: Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        BadInput: the file is missing, not UTF-8, or anything in it is not as documented.
+        Refused: its purpose, a context or an input is not allowed.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise BadInput("file", value=str(path), allowed="an existing study.toml") from None
+    except OSError as error:
+        raise BadInput("file", value=str(path), allowed=f"a readable study.toml ({error.strerror})") from None
+    try:
+        return parse_study(data.decode("utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise BadInput("file", value=str(path), allowed="UTF-8 text") from None
+
+
+def parse_study(text: str, where: str = "study.toml") -> Study:
+    """Check the text of a study file and return the study.
+
+    Args:
+        text: TOML, at most 512 KiB in UTF-8.
+        where: what messages call the file.
+
+    Raises:
+        BadInput: a key is unknown, missing or out of range; the message names file, line and remedy.
+        Refused: its purpose, a context or an input is not allowed.
+    """
+    if not 0 < len(text.encode("utf-8", errors="replace")) <= MAX_TEXT_BYTES:
+        raise BadInput("study", where=where, allowed=f"1 to {MAX_TEXT_BYTES} bytes of TOML")
+    try:
+        raw = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise BadInput("file", where=where, allowed=f"valid TOML ({error})") from None
+    return _Parser(raw, text, where).study()
+
+
+class _Parser:
+    """One pass over the decoded TOML; ``lines`` knows where each key stands."""
+
+    def __init__(self, raw: dict[str, Any], text: str, where: str) -> None:
+        self.raw, self.text, self.where = raw, text, where
+        self.lines = _lines(text)
+
+    def study(self) -> Study:
+        for name in self.raw:
+            if name not in _KEYS:
+                raise self._unknown(name, name, tuple(_KEYS))
+        study, person = self._section("study"), self._section("person", optional=True)
+        with self._located(""):
+            return Study(
+                name=study["name"],
+                purpose=study["purpose"],
+                contexts=self._strings("study.contexts", study["contexts"]),
+                outcome=self._build(Outcome, "outcome"),
+                person=person.get("column"),
+                features=self._features(),
+                fairness_columns=self._fairness(),
+                training=self._build(Training, "training", optional=True),
+                privacy=self._build(Privacy, "privacy"),
+                scale=self._build(Scale, "scale", optional=True),
+                text=self.text,
+            )
+
+    def _section(self, name: str, *, optional: bool = False) -> dict[str, Any]:
+        if optional and name not in self.raw:
+            return {}
+        table = self.raw.get(name)
+        if not isinstance(table, dict):
+            raise self._error(name, value=table, allowed=f"a table [{name}]")
+        return self._checked(table, name, name)
+
+    def _checked(self, table: dict[str, Any], kind: str, path: str) -> dict[str, Any]:
+        for key in table:
+            if key not in _KEYS[kind]:
+                raise self._unknown(key, f"{path}.{key}", _KEYS[kind])
+        for key in _REQUIRED.get(kind, ()):
+            if key not in table:
+                raise self._error(
+                    f"{path}.{key}", allowed="a value, it is missing", remedy=f"Add {key} = ..."
+                )
+        return table
+
+    def _build(self, made: Any, name: str, *, optional: bool = False) -> Any:
+        table = self._section(name, optional=optional)
+        with self._located(f"{name}."):
+            return made(**table)
+
+    def _features(self) -> tuple[Feature, ...]:
+        tables = self.raw.get("features")
+        if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+            raise self._error("features", allowed="at least one [[features]] table")
+        return tuple(self._feature(index, table) for index, table in enumerate(tables))
+
+    def _feature(self, index: int, raw: dict[str, Any]) -> Feature:
+        path = f"features[{index}]"
+        table = dict(self._checked(raw, "features", path))
+        if "levels" in table:
+            table["levels"] = self._strings(f"{path}.levels", table["levels"])
+        if isinstance(table.get("domain"), list):
+            table["domain"] = tuple(table["domain"])
+        if isinstance(table["name"], str):
+            table.setdefault("label", table["name"].replace("_", " ").capitalize())
+        else:
+            table.setdefault("label", "feature")
+        with self._located(f"{path}."):
+            return Feature(**table)
+
+    def _fairness(self) -> tuple[str, ...]:
+        table = self._section("fairness", optional=True)
+        return self._strings("fairness.columns", table["columns"]) if table else ()
+
+    def _strings(self, path: str, value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self._error(path, value=value, allowed='a list of strings such as ["a", "b"]')
+        return tuple(value)
+
+    @contextmanager
+    def _located(self, prefix: str) -> Iterator[None]:
+        """Add file and line to errors of the types, which know only the name of the setting."""
+        try:
+            yield
+        except BadInput as error:
+            if error.where:
+                raise
+            raise self._error(
+                prefix + error.setting, value=error.value, allowed=error.allowed, remedy=error.remedy
+            ) from None
+        except Refused as error:
+            path = "study.purpose" if not prefix else f"{prefix}column"
+            if str(error).startswith(self.where):
+                raise
+            if not prefix and str(error).startswith("context"):
+                path = "study.contexts"
+            raise Refused(f"{self.where}:{self._line(path)}: {error}", code=error.code) from None
+
+    def _unknown(self, key: str, path: str, known: tuple[str, ...]) -> BadInput:
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        return self._error(
+            path, allowed=", ".join(known), remedy=f"Unknown key {key!r}; did you mean {nearest!r}?"
+        )
+
+    def _error(self, path: str, *, value: object = None, allowed: str, remedy: str = "") -> BadInput:
+        if path == "purpose":
+            path = "study.purpose"
+        elif path == "contexts":
+            path = "study.contexts"
+        shown, match = path, _INDEXED.fullmatch(path)
+        if match is not None:
+            name = self.raw["features"][int(match[1])].get("name")
+            shown = f"{match[2] or 'table'} of feature {name if isinstance(name, str) else int(match[1]) + 1}"
+        return BadInput(
+            shown, value=value, allowed=allowed, remedy=remedy, where=f"{self.where}:{self._line(path)}"
+        )
+
+    def _line(self, path: str) -> int:
+        """The line of a key; of its table where the key itself is absent."""
+        return self.lines.get(path) or self.lines.get(path.rpartition(".")[0]) or 1
+
+
+def _lines(text: str) -> dict[str, int]:
+    """Map ``study.name``, ``features[2].column`` and so on to line numbers; tomllib does not tell them."""
+    lines: dict[str, int] = {}
+    table, count = "", 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := _HEADER.match(line):
+            table = header[2]
+            if header[1] == "[[":
+                table, count = f"{table}[{count}]", count + 1
+            lines.setdefault(table, number)
+        elif key := _KEY.match(line):
+            lines.setdefault(f"{table}.{key[1]}" if table else key[1], number)
+    return lines

@@ -1,0 +1,407 @@
+"""A holder's durable account of privacy loss: what was reserved, charged and released, and what is left.
+
+One ledger serves all studies and restarts of a holder. The order is reserve, charge, compute, release:
+
+===========  =======================================================================================
+reserve      before the first round, for the whole run: refused whole if a cap would be passed
+charge       before anything is computed from records; durable when the call returns; no refunds
+release      the bytes that leave; the same (run, round) gives the same bytes and is charged once
+close        what was reserved and not charged is free again
+===========  =======================================================================================
+
+The rows are signed and chained (``ledger_store``), so that :meth:`Ledger.verify` notices an edited, deleted,
+swapped or forged row and a tail that was cut off.
+
+What it does not notice: a whole older copy of the file put back in its place (chain and head are then both
+old, and both genuine), rows written by somebody who holds the identity key, and a system clock set forward,
+which lets the rolling year end early. A clock set back changes nothing: time in the ledger never runs
+backwards.
+"""
+
+from __future__ import annotations
+
+import math
+import time as system_time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from sqlite3 import Row
+from typing import Any
+
+from assay.privacy.accounting import Event, epsilon_of, epsilon_of_mu, mu2_of, mu_of
+from assay.privacy.errors import BadInput, Refused
+from assay.privacy.keys import Identity
+from assay.privacy.ledger_store import COLUMNS, LedgerStore
+
+__all__ = ["YEAR_S", "Ledger", "LedgerSummary", "Limits"]
+
+YEAR_S = 365 * 86400.0
+# Caps are met by plans that use them up exactly; float64 rounding must not turn one away.
+_TOLERANCE = 1 + 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The caps a holder sets in ``client.toml`` under ``[policy]``.
+
+    Attributes:
+        epsilon_per_study: for one person over all runs of one study, for ever; above 0, at most 1000.
+        epsilon_per_year: for one person over all studies within any 365 days; above 0, at most 1000.
+        delta: the delta both are stated at; above 0, below 1.
+    """
+
+    epsilon_per_study: float
+    epsilon_per_year: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        for setting in ("epsilon_per_study", "epsilon_per_year"):
+            value = getattr(self, setting)
+            if not 0 < value <= 1000:
+                raise BadInput(setting, value=value, allowed="a number above 0, at most 1000")
+        if not 0 < self.delta < 1:
+            raise BadInput("delta", value=self.delta, allowed="a number above 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerSummary:
+    """What a ledger says, for people and for ``--json``. Epsilons come from plans, never from records.
+
+    Attributes:
+        entries: one dictionary per row, oldest first, without released bytes.
+        spent_epsilon: charged within the last 365 days, all studies.
+        reserved_epsilon: the same once every open run has used all it reserved.
+        limit_epsilon: the cap on it.
+        studies: charged so far, by study, whenever.
+        open_runs: runs that hold a reservation.
+    """
+
+    entries: tuple[dict[str, Any], ...]
+    spent_epsilon: float
+    reserved_epsilon: float
+    limit_epsilon: float
+    studies: dict[str, float]
+    open_runs: tuple[str, ...]
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """What the rows of one run amount to."""
+
+    study: str
+    planned: list[Event] = field(default_factory=list)
+    charged: list[tuple[float, Event]] = field(default_factory=list)
+    closed: bool = False
+
+    def events(self, since: float) -> list[Event]:
+        """Return what the run costs or may still cost: its plan while open, its charges once closed."""
+        if not self.closed:
+            return self.planned
+        return [event for when, event in self.charged if when > since]
+
+    def has_room_for(self, event: Event) -> bool:
+        """Say whether what is charged and ``event`` fit in what was reserved."""
+        wanted = [*(charged for _, charged in self.charged), event]
+        if event.sample_rate == 1:
+            return mu2_of(_full(wanted)) <= mu2_of(_full(self.planned)) * _TOLERANCE
+        planned, asked = _sampled_steps(self.planned), _sampled_steps(wanted)
+        return all(steps <= planned[kind] for kind, steps in asked.items())
+
+
+def _full(events: Sequence[Event]) -> list[Event]:
+    return [event for event in events if event.sample_rate == 1]
+
+
+def _sampled_steps(events: Sequence[Event]) -> Counter[tuple[float, float]]:
+    steps: Counter[tuple[float, float]] = Counter()
+    for event in events:
+        if event.sample_rate < 1:
+            steps[event.noise_multiplier, event.sample_rate] += event.steps
+    return steps
+
+
+class Ledger:
+    """One holder's ledger, open. Safe to use from several threads of one process.
+
+    Only one process may hold it for writing; any number may read it meanwhile. Use as a context manager
+    or call :meth:`close`.
+    """
+
+    def __init__(self, store: LedgerStore, clock: Callable[[], float]) -> None:
+        self._store, self._clock = store, clock
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        identity: Identity,
+        clock: Callable[[], float] = system_time.time,
+        *,
+        read_only: bool = False,
+    ) -> Ledger:
+        """Open the ledger at ``path``, creating it (mode 0600) unless ``read_only``.
+
+        A ledger opened for writing is verified first, so that a tampered one is never continued.
+
+        Args:
+            path: the file, or ``":memory:"``.
+            identity: the holder's; every row is signed by it.
+            clock: seconds since 1970, UTC.
+            read_only: take no lock and change nothing; for looking while the daemon runs.
+
+        Raises:
+            BadInput: not a ledger, one of a newer Assay, missing (``read_only``) or readable by others.
+            Tampered: the ledger does not verify.
+            Unavailable: another process holds it, or the file cannot be read or written.
+        """
+        store = LedgerStore.open(str(path), identity, read_only=read_only)
+        try:
+            if not read_only:
+                store.verify()
+        except BaseException:
+            store.close()
+            raise
+        return cls(store, clock)
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and let go of the lock."""
+        self._store.close()
+
+    def reserve(self, *, study: str, run: str, planned: Sequence[Event], limits: Limits) -> None:
+        """Set the whole cost of a run aside, or refuse it whole.
+
+        Asked again for the same run with the same plan, it changes nothing.
+
+        Raises:
+            Refused: a cap would be passed (``"budget"``), the run is closed (``"closed"``), or was
+                reserved with another study or plan (``"changed"``). Nothing is written.
+        """
+        if not planned:
+            raise BadInput("planned", value="no event", allowed="at least one event")
+        with self._store.transaction():
+            runs = _replay(self._store.rows())
+            known = runs.get(run)
+            if known is not None:
+                if known.closed:
+                    raise Refused(f"run {run} is closed; start a new run", code="closed")
+                if known.study != study or known.planned != list(planned):
+                    raise Refused(f"run {run} is reserved with another study or plan", code="changed")
+                return
+            own = [state for state in runs.values() if state.study == study]
+            _require_room("study", _committed(own), planned, limits.epsilon_per_study, limits.delta)
+            recent = _committed(runs.values(), since=self._now() - YEAR_S)
+            _require_room("year", recent, planned, limits.epsilon_per_year, limits.delta)
+            for event in planned:
+                self._append(kind="reserve", study=study, run=run, **_priced(event))
+
+    def charge(
+        self,
+        *,
+        run: str,
+        round: int,  # noqa: A002 - what it is called on the wire
+        mechanism: str,
+        sensitivity: float,
+        event: Event,
+    ) -> bytes | None:
+        """Record the cost of one release before it is computed; durable when this returns.
+
+        Args:
+            run: a reserved run.
+            round: at least 0; together with ``run`` it names the release.
+            mechanism: one word, e.g. ``"gaussian"``.
+            sensitivity: the clip norm the noise is a multiple of; above 0, finite.
+            event: what the release costs.
+
+        Returns:
+            The bytes released earlier for this (run, round), which must be sent again instead of new
+            ones; None where there are none yet. A round charged before is not charged again.
+
+        Raises:
+            Refused: the run is unknown (``"unknown"``) or closed (``"closed"``), the round was charged
+                with another cost (``"changed"``), or the run's reservation is used up (``"budget"``).
+        """
+        if not 0 < sensitivity < math.inf:
+            raise BadInput("sensitivity", value=sensitivity, allowed="a finite number above 0")
+        if isinstance(round, bool) or not isinstance(round, int) or round < 0:
+            raise BadInput("round", value=round, allowed="a whole number of at least 0")
+        cost = {"mechanism": mechanism, "sensitivity": float(sensitivity), **_priced(event)}
+        with self._store.transaction():
+            state = self._run(run)
+            charged = self._store.row(run, round, "charge")
+            if charged is not None:
+                if any(charged[key] != value for key, value in cost.items()):
+                    raise Refused(f"round {round} of run {run} was charged with another cost", code="changed")
+                released = self._store.row(run, round, "release")
+                if released is not None:
+                    return bytes(released["payload"])
+            _require_open(run, state)
+            if charged is None:
+                if not state.has_room_for(event):
+                    raise Refused(f"run {run} has used up what it reserved", code="budget")
+                self._append(kind="charge", study=state.study, run=run, round=round, **cost)
+        return None
+
+    def release(self, *, run: str, round: int, payload: bytes) -> bytes:  # noqa: A002
+        """Store what is about to leave for a charged round; durable when this returns.
+
+        Returns:
+            The bytes to send: ``payload``, or what was stored for this (run, round) before.
+
+        Raises:
+            Refused: the round was never charged (``"unknown"``) or the run is closed (``"closed"``).
+        """
+        with self._store.transaction():
+            stored = self._store.row(run, round, "release")
+            if stored is not None:
+                return bytes(stored["payload"])
+            state = self._run(run)
+            if self._store.row(run, round, "charge") is None:
+                raise Refused(f"round {round} of run {run} was not charged", code="unknown")
+            _require_open(run, state)
+            self._append(kind="release", study=state.study, run=run, round=round, payload=payload)
+        return payload
+
+    def close_run(self, *, run: str, outcome: str) -> None:
+        """End a run: what it reserved and did not charge is free again. Closing twice changes nothing.
+
+        Raises:
+            Refused: the run is unknown (``"unknown"``).
+        """
+        with self._store.transaction():
+            state = self._run(run)
+            if not state.closed:
+                self._append(kind="close", study=state.study, run=run, outcome=outcome)
+
+    def remaining(self, limits: Limits, study: str | None = None) -> float:
+        """Return the largest epsilon (at ``limits.delta``) a new run may still have.
+
+        Exact where all releases are full-batch; an estimate once sampled steps are in the account.
+
+        Args:
+            limits: the caps.
+            study: also respect the cap of this study; None: the year's alone.
+        """
+        with self._store.transaction(write=False):
+            runs, since = _replay(self._store.rows()), self._now() - YEAR_S
+        left = _left(_committed(runs.values(), since=since), limits.epsilon_per_year, limits.delta)
+        if study is None:
+            return left
+        own = [state for state in runs.values() if state.study == study]
+        return min(left, _left(_committed(own), limits.epsilon_per_study, limits.delta))
+
+    def summary(self, limits: Limits) -> LedgerSummary:
+        """Return every row and what they add up to."""
+        with self._store.transaction(write=False):
+            rows, since = self._store.rows(), self._now() - YEAR_S
+        runs = _replay(rows)
+        studies: dict[str, list[Event]] = {}
+        recent: list[Event] = []
+        for state in runs.values():
+            studies.setdefault(state.study, []).extend(event for _, event in state.charged)
+            recent.extend(event for when, event in state.charged if when > since)
+        return LedgerSummary(
+            entries=tuple(_entry(row) for row in rows),
+            spent_epsilon=epsilon_of(recent, limits.delta),
+            reserved_epsilon=epsilon_of(_committed(runs.values(), since=since), limits.delta),
+            limit_epsilon=limits.epsilon_per_year,
+            studies={study: epsilon_of(events, limits.delta) for study, events in studies.items()},
+            open_runs=tuple(run for run, state in runs.items() if not state.closed),
+        )
+
+    def verify(self) -> None:
+        """Check every signature, hash and link, the stored payloads and the head.
+
+        Raises:
+            Tampered: names the first row that is not what the holder wrote.
+        """
+        self._store.verify()
+
+    def _run(self, run: str) -> _Run:
+        state = _replay(self._store.rows(run)).get(run)
+        if state is None:
+            raise Refused(f"run {run} is not reserved in this ledger", code="unknown")
+        return state
+
+    def _now(self) -> float:
+        """Return the time, never earlier than what the ledger has seen."""
+        return max(float(self._clock()), self._store.last_time())
+
+    def _append(self, *, payload: bytes | None = None, **values: Any) -> None:
+        self._store.append(payload=payload, time=self._now(), **values)
+
+
+def _replay(rows: Iterable[Row]) -> dict[str, _Run]:
+    """Return what the rows amount to, run by run, in the order the runs were reserved."""
+    runs: dict[str, _Run] = {}
+    for row in rows:
+        state = runs.setdefault(row["run"], _Run(study=row["study"]))
+        if row["kind"] == "reserve":
+            state.planned.append(_event(row))
+        elif row["kind"] == "charge":
+            state.charged.append((row["time"], _event(row)))
+        elif row["kind"] == "close":
+            state.closed = True
+    return runs
+
+
+def _committed(runs: Iterable[_Run], since: float = -math.inf) -> list[Event]:
+    """Return what the runs cost or may still cost: open ones their whole plan, closed ones their charges."""
+    return [event for state in runs for event in state.events(since)]
+
+
+def _require_open(run: str, state: _Run) -> None:
+    if state.closed:
+        raise Refused(f"run {run} is closed; nothing more is released for it", code="closed")
+
+
+def _require_room(
+    period: str, committed: Sequence[Event], planned: Sequence[Event], cap: float, delta: float
+) -> None:
+    """Refuse a plan that would bring the privacy loss of a ``period`` (study or year) above its cap."""
+    total = epsilon_of([*committed, *planned], delta)
+    if total <= cap * _TOLERANCE:
+        return
+    raise Refused(
+        f"the run (epsilon {epsilon_of(planned, delta):.4g}) would bring this {period}'s privacy loss from "
+        f"epsilon {epsilon_of(committed, delta):.4g} to {total:.4g} at delta {delta:g}; allowed: {cap:g}, "
+        f"which leaves room for a run of epsilon {_floor(_left(committed, cap, delta))}. "
+        f"Lower the study's epsilon, or raise policy.epsilon_per_{period} in client.toml",
+        code="budget",
+    )
+
+
+def _left(committed: Sequence[Event], cap: float, delta: float) -> float:
+    """Return the epsilon of the largest run that still fits: in mu^2, where costs add."""
+    spent = epsilon_of(committed, delta)
+    if spent >= cap:
+        return 0.0
+    used = mu_of(spent, delta) if spent > 0 else 0.0
+    return epsilon_of_mu(math.sqrt(mu_of(cap, delta) ** 2 - used**2), delta)
+
+
+def _floor(epsilon: float) -> str:
+    """Write an epsilon with four decimals, rounded down so that a run of the number shown is accepted."""
+    return f"{math.floor(epsilon * 1e4) / 1e4:g}"
+
+
+def _event(row: Row) -> Event:
+    return Event(noise_multiplier=row["noise_multiplier"], sample_rate=row["sample_rate"], steps=row["steps"])
+
+
+def _priced(event: Event) -> dict[str, Any]:
+    return {
+        "noise_multiplier": float(event.noise_multiplier),
+        "sample_rate": float(event.sample_rate),
+        "steps": event.steps,
+    }
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    return {column: row[column] for column in COLUMNS} | {"signature": row["signature"].hex()}

@@ -1,0 +1,60 @@
+"""From a finished run to a signed bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from assay.models.bundle import write_bundle
+from assay.models.encoding import Grid
+from assay.models.label import privacy_label
+from assay.models.schema import Study
+from assay.models.scorecard import Scorecard
+from assay.privacy.keys import Identity
+from assay.server.rounds import Trained
+
+__all__ = ["VALID_S", "publish"]
+
+# A scorecard is refused a year after its training: people and economies change.
+VALID_S = 365 * 86400
+
+
+def publish(
+    path: Path,
+    *,
+    study: Study,
+    trained: Trained,
+    identity: Identity,
+    created: float,
+    metrics: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Turn a fitted model into points and write the signed bundle.
+
+    Args:
+        path: where the bundle goes.
+        study: what was trained.
+        trained: what the run gave; all of it was released with its noise.
+        identity: the coordinator's signing key.
+        created: seconds since 1970.
+        metrics: measured on records that may be used for it, as in a simulation. None in a live run: a
+            coordinator holds no records, and metrics of the holders' records would have to be paid for.
+
+    Returns:
+        The privacy label in the bundle.
+    """
+    card = Scorecard.of(study, Grid.of(study), trained.theta, trained.counts)
+    label = privacy_label(study, rounds=trained.rounds)
+    label["holders"] = len(trained.holders)
+    write_bundle(
+        path,
+        study=study,
+        theta=trained.theta,
+        scorecard=card,
+        label=label,
+        metrics=dict(metrics) if metrics is not None else {},
+        identity=identity,
+        created=created,
+        expires=created + VALID_S,
+    )
+    return label

@@ -1,0 +1,130 @@
+"""Many holders on one machine: the live system's own coordinator and holder code on an in-process grid."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from assay.client.app import make_app
+from assay.client.holder import Holder
+from assay.client.policy import Policy
+from assay.client.records import Records
+from assay.models.schema import Study
+from assay.models.study import parse_study
+from assay.privacy.errors import BadInput
+from assay.privacy.keys import Identity
+from assay.privacy.ledger import Ledger
+from assay.privacy.names import federation_id
+from assay.server.courier import Courier
+from assay.server.rounds import Progress, Run, Trained
+from assay.simulations.grid import LocalGrid
+
+__all__ = ["Federated", "federate", "with_epsilon"]
+
+_TIMEOUT_S = 3600.0  # in process, an answer is a function call: only a defect takes this long
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federated:
+    """One simulated run.
+
+    Attributes:
+        study: what was trained.
+        trained: the result, as at a live coordinator.
+        identity: the simulated coordinator's signing key.
+        spent: epsilon in each holder's ledger afterwards, by name.
+    """
+
+    study: Study
+    trained: Trained
+    identity: Identity
+    spent: dict[str, float]
+
+
+def with_epsilon(text: str, epsilon: float) -> str:
+    """Return a study file's text with another ``epsilon`` in its ``[privacy]`` section.
+
+    Raises:
+        BadInput: the epsilon is not allowed, or the section has no such line.
+    """
+    pattern = re.compile(r"(^\[privacy\][^\[]*?^\s*epsilon\s*=\s*)[^\s#]+", re.MULTILINE | re.DOTALL)
+    changed, count = pattern.subn(rf"\g<1>{epsilon!r}", text)
+    if count != 1:
+        raise BadInput("privacy.epsilon", where="study", allowed="one line `epsilon = ...` under [privacy]")
+    return changed
+
+
+def federate(
+    text: str,
+    holders: Mapping[str, Records],
+    *,
+    report: Callable[[Progress], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
+) -> Federated:
+    """Train a study over simulated holders.
+
+    Args:
+        text: the study file.
+        holders: each holder's records, by name.
+        report: called with each step of the run.
+        log: where the holders' log lines go.
+
+    Returns:
+        What a live run with these holders gives; noise included, so two calls differ.
+    """
+    study = parse_study(text)
+    coordinator = Identity.generate()
+    federation = federation_id(coordinator.public)
+    policy = _policy_for(study)
+    ledgers: dict[str, Ledger] = {}
+    with tempfile.TemporaryDirectory(prefix="assay-simulation-") as scratch:
+        apps, roster = {}, {}
+        for name, records in holders.items():
+            identity = Identity.generate()
+            ledgers[name] = Ledger.open(":memory:", identity)
+            holder = Holder(
+                name=name,
+                policy=policy,
+                ledger=ledgers[name],
+                load=lambda _, records=records: records,  # type: ignore[misc]
+                accepted=Path(scratch) / name,
+            )
+            apps[name] = make_app(
+                holder, identity=identity, federation=federation, coordinator_key=coordinator.public, log=log
+            )
+            roster[name] = identity.public
+        courier = Courier(LocalGrid(apps), identity=coordinator, federation=federation, roster=roster)
+        run = Run(
+            run=secrets.token_hex(16),
+            study_text=text,
+            courier=courier,
+            minimum_holders=len(holders),
+            timeout_s=_TIMEOUT_S,
+            save=lambda _round, _state: None,
+            report=report,
+        )
+        trained = run.train(sorted(holders))
+        run.close("done")
+    limits = policy.limits
+    spent = {name: ledger.summary(limits).spent_epsilon for name, ledger in ledgers.items()}
+    for ledger in ledgers.values():
+        ledger.close()
+    return Federated(study=study, trained=trained, identity=coordinator, spent=spent)
+
+
+def _policy_for(study: Study) -> Policy:
+    """Return the narrowest policy that allows this one study: a simulation asks nobody's consent."""
+    epsilon = study.privacy.epsilon
+    return Policy(
+        purposes=(study.purpose,),
+        components=tuple(dict.fromkeys(feature.component for feature in study.features)),
+        epsilon_per_run=epsilon,
+        epsilon_per_study=epsilon,
+        epsilon_per_year=epsilon,
+        delta=study.privacy.delta,
+        minimum_persons=1,
+    )
