@@ -17,30 +17,14 @@ from assay.client.policy import Policy
 from assay.client.sources import DataSource
 from assay.privacy.errors import BadInput, Refused
 from assay.privacy.files import read_toml, require_private
+from assay.privacy.names import check_holder_name
 
-__all__ = ["CONFIG_FILE", "HolderConfig", "check_name", "template"]
+__all__ = ["CONFIG_FILE", "HolderConfig", "Policy", "template"]
 
 CONFIG_FILE = "client.toml"
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _SECTIONS = ("holder", "data", "policy")
 
 T = TypeVar("T")
-
-
-def check_name(name: object) -> str:
-    """Return ``name`` if a holder may have it.
-
-    Raises:
-        BadInput: not lower-case letters, digits and ``-`` (at most 63), or ``"coordinator"``, the name
-            that the other side of every message bears.
-    """
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == "coordinator":
-        raise BadInput(
-            "name",
-            value=name,
-            allowed='lower-case letters, digits and "-", 1 to 63 of them, not starting with "-", not "coordinator"',
-        )
-    return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +67,7 @@ class HolderConfig:
         reader.refuse_unknown("", reader.tables, _SECTIONS)
         holder = reader.table("holder", required=True)
         reader.refuse_unknown("holder", holder, ("name",))
-        name = reader.build("holder", lambda: check_name(holder.get("name")))
+        name = reader.build("holder", lambda: check_holder_name(holder.get("name")))
         data = reader.table("data")
         if data.get("url") is not None:
             require_private(path)  # a database address may hold a password
@@ -183,7 +167,7 @@ def template(name: str) -> str:
     Raises:
         BadInput: a holder may not have this name.
     """
-    return _TEMPLATE.replace("NAME", check_name(name))
+    return _TEMPLATE.replace("NAME", check_holder_name(name))
 
 
 _TEMPLATE = """\

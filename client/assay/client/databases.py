@@ -1,13 +1,11 @@
-"""Records in SQLite and PostgreSQL, and SQL queries over files. Nothing here can write.
+"""Records in an SQLite file, and SQL queries over CSV and Parquet files. Nothing here can write.
 
-A driver's message may quote a cell, so it travels only as ``BadData.value``. A password is in the
-address alone: the address goes to the driver, and messages name user, host and database.
+A driver's message may quote a cell, so it travels only as ``BadData.value``.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,19 +19,27 @@ import pyarrow.compute as pc
 
 from assay.client.sources import DataSource, Reader
 from assay.client.tabular import require_file
-from assay.privacy.errors import AssayError, BadData, BadInput, Unavailable
+from assay.privacy.errors import AssayError, BadData, Unavailable
 
-__all__ = ["open_postgres", "open_sqlite", "query_file"]
+__all__ = [
+    "BATCH_ROWS",
+    "CONNECT_TIMEOUT_S",
+    "Rows",
+    "bad_query",
+    "open_sqlite",
+    "projection",
+    "query_file",
+    "statement_of",
+    "too_slow",
+]
 
-_BATCH_ROWS = 10_000
-_CONNECT_TIMEOUT_S = 10
-# A connection that went silent is noticed after 30 + 3 * 10 seconds.
-_KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+BATCH_ROWS = 10_000
+CONNECT_TIMEOUT_S = 10
 _READ_ONLY = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _STEPS_BETWEEN_CLOCK_LOOKS = 10_000
 
 
-class _Rows:
+class Rows:
     """Rows of Python values, gathered into Arrow columns: booleans, numbers or text, null for None."""
 
     def __init__(self, names: Sequence[str], where: str) -> None:
@@ -41,10 +47,12 @@ class _Rows:
         self._batches: list[list[pa.Array]] = [[] for _ in names]
 
     def add(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Take a batch of rows, at least one."""
         for name, batches, values in zip(self._names, self._batches, zip(*rows, strict=True), strict=True):
             batches.append(self._array(name, values))
 
     def table(self) -> pa.Table:
+        """Return all rows."""
         columns = [pa.chunked_array(_one_type(batches)) for batches in self._batches]
         return pa.table(columns, names=list(self._names))
 
@@ -71,10 +79,8 @@ def _one_type(arrays: list[pa.Array]) -> list[pa.Array]:
     kinds = {array.type for array in arrays} - {pa.null()}
     if not kinds:
         return arrays or [pa.nulls(0)]
-    if len(kinds) == 1:
-        wanted = kinds.pop()
-    else:
-        wanted = pa.string() if pa.string() in kinds else pa.float64()
+    mixed = pa.string() if pa.string() in kinds else pa.float64()
+    wanted = kinds.pop() if len(kinds) == 1 else mixed
     return [array.cast(wanted, safe=False) for array in arrays]
 
 
@@ -82,13 +88,14 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _projection(names: Sequence[str], statement: str) -> str:
+def projection(names: Sequence[str], statement: str) -> str:
     """Narrow a statement to the wanted columns; the line feed ends a comment at its end."""
     # The names are identifiers, quoted; the statement is the holder's own and runs read-only.
     return f"select {', '.join(map(_quoted, names))} from (\n{statement}\n) as records"  # noqa: S608
 
 
-def _statement(settings: DataSource) -> str:
+def statement_of(settings: DataSource) -> str:
+    """Return the query, or the SELECT of the table, without a semicolon at its end."""
     if settings.query is not None:
         return settings.query.strip().rstrip(";")
     # PostgreSQL tables may be given as schema.table.
@@ -106,7 +113,7 @@ class _SqliteReader:
         self.where = where
         self._connection, self._statement = connection, statement
         deadline = clock() + timeout_s
-        self._late = lambda: clock() > deadline
+        self._late: Callable[[], bool] = lambda: clock() > deadline
         self._timeout_s = timeout_s
         connection.set_authorizer(_authorize)
         connection.set_progress_handler(self._late, _STEPS_BETWEEN_CLOCK_LOOKS)
@@ -115,12 +122,12 @@ class _SqliteReader:
 
     def fetch(self, names: Sequence[str]) -> pa.Table:
         """Return these columns of the statement's rows."""
-        rows = _Rows(names, self.where)
+        rows = Rows(names, self.where)
         with (
             self._errors(),
-            _closing(self._connection.execute(_projection(names, self._statement))) as cursor,
+            _closing(self._connection.execute(projection(names, self._statement))) as cursor,
         ):
-            while batch := cursor.fetchmany(_BATCH_ROWS):
+            while batch := cursor.fetchmany(BATCH_ROWS):
                 rows.add(batch)
         return rows.table()
 
@@ -134,8 +141,8 @@ class _SqliteReader:
             yield
         except sqlite3.Error as error:
             if self._late():
-                raise _too_slow(self.where, self._timeout_s) from None
-            raise _bad_query(self.where, str(error)) from None
+                raise too_slow(self.where, self._timeout_s) from None
+            raise bad_query(self.where, str(error)) from None
 
 
 @contextmanager
@@ -150,7 +157,8 @@ def _authorize(action: int, *_: str | None) -> int:
     return sqlite3.SQLITE_OK if action in _READ_ONLY else sqlite3.SQLITE_DENY
 
 
-def _bad_query(where: str, message: str) -> BadData:
+def bad_query(where: str, message: str) -> BadData:
+    """Return the error of a statement that the database refuses; ``message`` is shown as a cell is."""
     return BadData(
         "data.query or data.table",
         where=where,
@@ -159,7 +167,8 @@ def _bad_query(where: str, message: str) -> BadData:
     )
 
 
-def _too_slow(where: str, timeout_s: float) -> Unavailable:
+def too_slow(where: str, timeout_s: float) -> Unavailable:
+    """Return the error of a query that takes too long."""
     return Unavailable(
         f"{where}: no answer within {timeout_s:g} s; raise data.query_timeout_s or select less"
     )
@@ -180,21 +189,21 @@ def open_sqlite(settings: DataSource) -> Reader:
     try:
         if settings.table is not None:
             _require_table(connection, settings.table, path)
-        return _SqliteReader(connection, _statement(settings), str(path), settings.query_timeout_s)
+        return _SqliteReader(connection, statement_of(settings), str(path), settings.query_timeout_s)
     except AssayError:
         connection.close()
         raise
 
 
 def _connect_read_only(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_CONNECT_TIMEOUT_S)
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=CONNECT_TIMEOUT_S)
 
 
 def _require_table(connection: sqlite3.Connection, table: str, path: Path) -> None:
     try:
         rows = connection.execute("select name from sqlite_master where type in ('table', 'view')").fetchall()
     except sqlite3.Error as error:
-        raise _bad_query(str(path), str(error)) from None
+        raise bad_query(str(path), str(error)) from None
     tables = [name for (name,) in rows]
     if table not in tables:
         nearest = difflib.get_close_matches(table, tables, n=1, cutoff=0.0)
@@ -215,7 +224,7 @@ def query_file(reader: Reader, settings: DataSource) -> Reader:
     try:
         used = _used_columns(connection, reader, settings)
         _fill(connection, reader, used)
-        return _SqliteReader(connection, _statement(settings), reader.where, settings.query_timeout_s)
+        return _SqliteReader(connection, statement_of(settings), reader.where, settings.query_timeout_s)
     except AssayError:
         connection.close()
         raise
@@ -224,7 +233,7 @@ def query_file(reader: Reader, settings: DataSource) -> Reader:
 
 
 def _used_columns(connection: sqlite3.Connection, reader: Reader, settings: DataSource) -> list[str]:
-    """Run the query on an empty table and let SQLite say which columns it reads."""
+    """Let SQLite plan the query on an empty table, without running it, and say which columns it reads."""
     used: set[str | None] = set()
 
     def watch(action: int, table: str | None, column: str | None, *_: str | None) -> int:
@@ -235,10 +244,10 @@ def _used_columns(connection: sqlite3.Connection, reader: Reader, settings: Data
     try:
         connection.execute(f"create table records ({', '.join(map(_quoted, reader.columns))})")
         connection.set_authorizer(watch)
-        connection.execute(_statement(settings)).close()
+        connection.execute(f"explain {statement_of(settings)}").close()
         connection.set_authorizer(None)
     except sqlite3.Error as error:
-        raise _bad_query(reader.where, str(error)) from None
+        raise bad_query(reader.where, str(error)) from None
     # A query such as count(*) reads no column, but it still needs the rows.
     return [name for name in reader.columns if name in used] or [reader.columns[0]]
 
@@ -248,7 +257,7 @@ def _fill(connection: sqlite3.Connection, reader: Reader, names: list[str]) -> N
     ready = pa.table([_sql_values(table.column(name), name, reader.where) for name in names], names=names)
     insert = f"insert into records ({', '.join(map(_quoted, names))}) values ({', '.join('?' * len(names))})"  # noqa: S608
     with connection:
-        for batch in ready.to_batches(max_chunksize=_BATCH_ROWS):
+        for batch in ready.to_batches(max_chunksize=BATCH_ROWS):
             connection.executemany(insert, _tuples(batch))
 
 
@@ -292,116 +301,3 @@ def _numbers_if_all_are(column: pa.ChunkedArray) -> pa.ChunkedArray:
         except pa.ArrowInvalid:
             continue
     return column
-
-
-def open_postgres(settings: DataSource) -> Reader:
-    """Connect to PostgreSQL for one read-only transaction.
-
-    Raises:
-        BadInput: psycopg is not installed, or the address is none.
-        BadData: the table or query is not there.
-        Unavailable: the server does not answer, or does not let this user in.
-    """
-    try:
-        import psycopg
-    except ImportError:
-        raise BadInput(
-            "data.kind", value="postgres", allowed="csv, parquet or sqlite on this machine",
-            remedy="For PostgreSQL run: pip install 'assay[postgres]'",
-        ) from None  # fmt: skip
-    address = settings.address()
-    parts = _address_parts(address)
-    where = _place(parts)
-    try:
-        connection = psycopg.connect(
-            address, connect_timeout=_CONNECT_TIMEOUT_S, application_name="assay", **_KEEPALIVE
-        )
-    except psycopg.Error as error:
-        raise Unavailable(f"{where}: no connection; {_without_password(str(error), parts)}") from None
-    try:
-        return _PostgresReader(connection, _statement(settings), where, settings.query_timeout_s)
-    except AssayError:
-        connection.close()
-        raise
-
-
-def _address_parts(address: str) -> dict[str, Any]:
-    from psycopg import Error, conninfo
-
-    try:
-        parts: dict[str, Any] = conninfo.conninfo_to_dict(address)
-    except Error:
-        parts = {"port": "none"}
-    # An "@" or "/" in a password that is not percent-encoded moves part of it into the host, port or
-    # database, and from there it would get into messages.
-    shown = "".join(str(parts.get(name, "")) for name in ("user", "host", "dbname"))
-    if "@" in shown or not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))):
-        raise BadInput(
-            "data.url",
-            allowed="postgresql://USER:PASSWORD@HOST:PORT/DATABASE",
-            remedy='In the password write "@" as %40, "/" as %2F, ":" as %3A and "%" as %25',
-        )
-    return parts
-
-
-def _place(parts: dict[str, Any]) -> str:
-    user, host = parts.get("user", ""), parts.get("host", "localhost")
-    return f"postgresql://{user}{'@' if user else ''}{host}/{parts.get('dbname', '')}"
-
-
-def _without_password(message: str, parts: dict[str, Any]) -> str:
-    line = message.strip().splitlines()[0] if message.strip() else "unknown reason"
-    for secret in (parts.get("password"), parts.get("sslpassword")):
-        line = line.replace(str(secret), "***") if secret else line
-    return line
-
-
-class _PostgresReader:
-    """One SELECT through a server-side cursor, in a transaction that the server keeps read-only."""
-
-    def __init__(
-        self, connection: Any, statement: str, where: str, timeout_s: float,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
-        from psycopg.types.numeric import FloatLoader
-
-        self.where = where
-        self._connection, self._statement = connection, statement
-        self._clock, self._timeout_s = clock, timeout_s
-        self._deadline = clock() + timeout_s
-        connection.read_only = True
-        connection.adapters.register_loader("numeric", FloatLoader)
-        with self._errors():
-            milliseconds = str(max(1, int(timeout_s * 1000)))
-            connection.execute("select set_config('statement_timeout', %s, false)", (milliseconds,))
-            with connection.cursor(name="columns") as cursor:
-                cursor.execute(statement)
-                self.columns: tuple[str, ...] = tuple(column.name for column in cursor.description)
-
-    def fetch(self, names: Sequence[str]) -> pa.Table:
-        """Return these columns of the statement's rows."""
-        rows = _Rows(names, self.where)
-        with self._errors(), self._connection.cursor(name="records") as cursor:
-            cursor.execute(_projection(names, self._statement))
-            while batch := cursor.fetchmany(_BATCH_ROWS):
-                rows.add(batch)
-                if self._clock() > self._deadline:
-                    raise _too_slow(self.where, self._timeout_s)
-        return rows.table()
-
-    def close(self) -> None:
-        """End the transaction and close the connection."""
-        self._connection.close()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        import psycopg
-
-        try:
-            yield
-        except psycopg.errors.QueryCanceled:
-            raise _too_slow(self.where, self._timeout_s) from None
-        except psycopg.OperationalError:
-            raise Unavailable(f"{self.where}: the connection was lost; try again") from None
-        except psycopg.Error as error:
-            raise _bad_query(self.where, error.diag.message_primary or type(error).__name__) from None

@@ -88,9 +88,11 @@ class Holder:
         """Check policy, then records, then reserve the whole run: nothing is spent by accepting."""
         study = parse_study(offer.study, where="offered study")
         admit(study, self._policy)
-        target = privacy_target(study)
         training = self._open(study)
-        planned = RunCost.of(target).total(rounds=1)  # the cost does not depend on how rounds share it
+        # A coordinator trains one run at a time: what it left open before this offer is over.
+        for abandoned in set(self._ledger.open_runs()) - {offer.run}:
+            self._end(abandoned, "aborted")
+        planned = RunCost.of(privacy_target(study)).total(rounds=1)  # rounds only divide it
         self._ledger.reserve(study=study.name, run=offer.run, planned=planned, limits=self._policy.limits)
         write_durably(self._study_file(offer.run), offer.study.encode(), mode=0o600)
         self._runs[offer.run] = _Run(study=study, training=training)
@@ -111,7 +113,7 @@ class Holder:
             mechanism="cell counts",
             sensitivity=run.training.counts_sensitivity,
             event=event,
-            noisy_sum=lambda: run.training.noisy_counts(event, self._ledger.events(question.run)),
+            noisy_sum=lambda: run.training.noisy_counts(event, self._ledger.charged(question.run)),
         )
 
     def _gradient(self, question: GradientRequest) -> Release:
@@ -126,15 +128,18 @@ class Holder:
             sensitivity=run.training.gradient_sensitivity,
             event=event,
             noisy_sum=lambda: run.training.noisy_gradient(
-                question.theta, event, self._ledger.events(question.run)
+                question.theta, event, self._ledger.charged(question.run)
             ),
         )
 
     def _close(self, question: Close) -> Closed:
-        self._ledger.close_run(run=question.run, outcome=question.outcome)
-        self._runs.pop(question.run, None)
-        self._study_file(question.run).unlink(missing_ok=True)
+        self._end(question.run, question.outcome)
         return Closed(run=question.run)
+
+    def _end(self, run: str, outcome: str) -> None:
+        self._ledger.close_run(run=run, outcome=outcome)
+        self._runs.pop(run, None)
+        self._study_file(run).unlink(missing_ok=True)
 
     def _run(self, run: str) -> _Run:
         if run not in self._runs:

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from assay.client.records import Records
 from assay.models.schema import COMPONENTS, MAX_DELTA, Study
 from assay.privacy.errors import BadInput, Refused
+from assay.privacy.ledger import Limits
+from assay.privacy.ledger import Limits
 from assay.privacy.purpose import check_purpose
 
 __all__ = ["CODES", "Policy", "admit", "require_persons"]
 
 CODES = ("purpose", "components", "epsilon", "delta", "trust", "model", "data")
+MAX_EPSILON = 1000  # what the ledger can account for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,7 @@ class Policy:
     Attributes:
         purposes: allowed purposes, each one that the purpose table allows; at least one.
         components: components that may be used, each of ``assay.models.study.COMPONENTS``; at least one.
-        epsilon_per_run: most privacy loss of one person in one run; positive and finite.
+        epsilon_per_run: most privacy loss of one person in one run; above 0, at most 1000.
         epsilon_per_study: the same over all runs of one study; not below ``epsilon_per_run``.
         epsilon_per_year: the same over all studies of 365 days; not below ``epsilon_per_study``.
         delta: above 0, at most 1e-6; all three epsilons are stated at this delta.
@@ -55,12 +58,28 @@ class Policy:
         if not isinstance(minimum, int) or isinstance(minimum, bool) or not minimum >= 1:
             raise BadInput("minimum_persons", value=minimum, allowed="a whole number, 1 or more")
 
+    @property
+    def limits(self) -> Limits:
+        """The caps that the ledger enforces over runs and studies."""
+        return Limits(
+            epsilon_per_study=self.epsilon_per_study,
+            epsilon_per_year=self.epsilon_per_year,
+            delta=self.delta,
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """The caps that the ledger enforces over runs."""
+        return Limits(
+            epsilon_per_study=self.epsilon_per_study, epsilon_per_year=self.epsilon_per_year, delta=self.delta
+        )
+
     def _check_epsilons(self) -> None:
         floor, floor_name = 0.0, ""
         for name in ("epsilon_per_run", "epsilon_per_study", "epsilon_per_year"):
             value = getattr(self, name)
-            if not _is_number(value) or not value > 0:
-                raise BadInput(name, value=value, allowed="a positive finite number")
+            if not _is_number(value) or not 0 < value <= MAX_EPSILON:
+                raise BadInput(name, value=value, allowed=f"a number above 0, at most {MAX_EPSILON}")
             if not value >= floor:
                 raise BadInput(name, value=value, allowed=f"at least {floor_name}, which is {floor:g}")
             floor, floor_name = value, name
@@ -82,7 +101,7 @@ def admit(study: Study, policy: Policy) -> None:
     for feature in study.features:
         if feature.component not in policy.components:
             raise Refused(
-                f"feature {feature.name!r} uses the component {feature.component!r}, which is not allowed here; "
+                f"feature {feature.name!r} is of component {feature.component!r}, which is not allowed here; "
                 f"allowed: {', '.join(policy.components)}. {_HOW}",
                 code="components",
             )

@@ -260,7 +260,9 @@ def _reader(settings: DataSource) -> Reader:
     from assay.client import databases, tabular
 
     if settings.kind == "postgres":
-        return databases.open_postgres(settings)
+        from assay.client import postgres
+
+        return postgres.open_postgres(settings)
     if settings.kind == "sqlite":
         return databases.open_sqlite(settings)
     reader = (

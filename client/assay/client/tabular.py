@@ -65,7 +65,8 @@ class _CheckedText:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._raw = cast(IO[bytes], gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+        opener = gzip.GzipFile if path.suffix == ".gz" else Path.open
+        self._raw = cast(IO[bytes], opener(path, "rb"))
         self._quotes = 0
         self.closed = False
 
@@ -144,7 +145,12 @@ class CsvReader:
         if names is not None:
             convert.include_columns = list(names)
         ragged: list[Any] = []
-        parse.invalid_row_handler = lambda row: ragged.append(row) or "error"
+
+        def keep(row: Any) -> str:
+            ragged.append(row)
+            return "error"
+
+        parse.invalid_row_handler = keep
         text = _CheckedText(self._path)
         try:
             with pyarrow.csv.open_csv(

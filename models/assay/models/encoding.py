@@ -8,6 +8,7 @@ Integer and categorical features have one cell per value or level. The last cell
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ _CHUNK = 1 << 16  # rows encoded at a time: temporaries stay in the processor's 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Records as table cells: row i, feature j weighs ``1 - upper[i, j]`` on ``low[i, j]``, the rest on the next.
+    """Records as table cells: row i, feature j weighs ``1 - upper`` on cell ``low``, the rest on the next.
 
     Attributes:
         low: int32 [N, F], absolute cell index.
@@ -180,6 +181,19 @@ class Grid:
             features=tuple(features), size=offset, knots=knots, offsets=np.array(bounds, dtype=np.int64)
         )
 
+    @property
+    def counts_sensitivity(self) -> float:
+        """Largest Euclidean norm of one row's hat weights: those of a feature sum to 1."""
+        return math.sqrt(len(self.features))
+
+    @property
+    def gradient_sensitivity(self) -> float:
+        """Largest Euclidean norm of one row's gradient: hat weights and the bias, times a residual of at most 1.
+
+        At this clip norm no row is ever scaled down, so that probabilities stay unbiased.
+        """
+        return math.sqrt(len(self.features) + 1)
+
     def encode(self, columns: Mapping[str, NDArray[Any]]) -> Encoded:
         """Encode records.
 
@@ -242,6 +256,8 @@ def _undone(grid: NDArray[np.float64], feature: Feature) -> NDArray[np.float64]:
 
 def readable(value: float) -> str:
     """Return a number for people: three significant digits, thousands separated, e.g. ``0.0457``."""
+    if abs(value) < 1e-9:
+        return "0"
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     if abs(value) >= 100:

@@ -134,7 +134,8 @@ class Fit:
     def theta(self) -> Vector:
         """The current iterate, float64 ``[grid.size + 1]``: log-odds per cell, then the intercept."""
         cells = self._free + self._lines.basis @ self._slope
-        return np.clip(np.append(cells, self._bias), -LARGEST_LOG_ODDS, LARGEST_LOG_ODDS)
+        theta: Vector = np.append(cells, self._bias)
+        return theta.clip(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS)
 
     @property
     def averaged_rounds(self) -> int:

@@ -1,4 +1,4 @@
-"""Making a coordinator's or a holder's directory, whole or not at all."""
+"""A coordinator's or a holder's directory: made whole or not at all, used by one daemon at a time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from assay.privacy.errors import BadInput
+from assay.privacy.errors import AssayError, BadInput
 from assay.privacy.files import PRIVATE_DIR, PRIVATE_FILE, make_private_dir
 
-__all__ = ["new_home"]
+__all__ = ["already_in_use", "directory_lock", "new_home"]
 
 # Stands in a directory from the first to the last step of its making. A directory that still holds it
 # was never completed (crash, full disk), so that starting again overwrites nothing anybody relies on.
 _MARKER = ".initialising"
+_LOCK = ".lock"
 
 
 @contextmanager
@@ -62,6 +63,31 @@ def new_home(directory: Path, *, remedy: str) -> Iterator[Path]:
         _sync(directory)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def directory_lock(directory: Path) -> Iterator[None]:
+    """Hold a directory for one daemon; the kernel frees it when the process ends, however it ends.
+
+    Raises:
+        AssayError: another process holds it.
+    """
+    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise already_in_use(directory) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def already_in_use(directory: Path) -> AssayError:
+    """Return the error for a second daemon on one directory."""
+    return AssayError(
+        f"{directory}: already serving; allowed: one process per directory. Stop the other process first"
+    )
 
 
 def _sync(directory: Path) -> None:

@@ -279,6 +279,20 @@ class Ledger:
             if not state.closed:
                 self._append(kind="close", study=state.study, run=run, outcome=outcome)
 
+    def charged(self, run: str) -> tuple[Event, ...]:
+        """Return what has been charged for a run so far, oldest first; an accountant starts from it.
+
+        Raises:
+            Refused: the run is unknown (``"unknown"``).
+        """
+        with self._store.transaction(write=False):
+            return tuple(event for _, event in self._run(run).charged)
+
+    def open_runs(self) -> tuple[str, ...]:
+        """Return the runs that hold a reservation."""
+        with self._store.transaction(write=False):
+            return tuple(run for run, state in _replay(self._store.rows()).items() if not state.closed)
+
     def remaining(self, limits: Limits, study: str | None = None) -> float:
         """Return the largest epsilon (at ``limits.delta``) a new run may still have.
 

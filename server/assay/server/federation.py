@@ -67,8 +67,13 @@ class Federation:
                 allowed="a coordinator's directory",
                 remedy=f"Run: assay server init {directory} --name NAME",
             )
-        for path in (directory, directory / "keys", directory / CA_KEY, directory / SERVER_KEY):
-            require_private(path)
+        if not (directory / DATABASE).exists():
+            # A new, empty one would forget every revocation.
+            raise BadInput(
+                DATABASE, where=directory, allowed="the database", remedy="Restore it from a backup"
+            )
+        for name in ("", "keys", CA_KEY, SERVER_KEY):
+            require_private(directory / name)
         self.directory, self._clock = directory, clock
         self.settings = FederationSettings.load(settings_file)
         self.identity = Identity.load(directory / SIGNING_KEY)

@@ -28,8 +28,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -40,11 +38,10 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as ProtoMessage
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from assay.privacy.wire import MAX_FRAME_BYTES
 
-__all__ = ["CALLS", "POLL_S", "Backend", "Denied", "Gate", "PeerProtocol"]
+__all__ = ["CALLS", "POLL_S", "Backend", "Denied", "Gate"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -59,10 +56,8 @@ CALLS: dict[str, tuple[type[ProtoMessage], int]] = {
     "/v1/fleet/push-messages": (PushMessagesRequest, MAX_FRAME_BYTES + 65536),
 }
 POLL_S = 20.0
-HEADER_S = 10.0
 BODY_S = 30.0
 ANSWER_S = 60.0
-CONNECTIONS_PER_HOLDER = 8
 REQUESTS_PER_HOLDER = 4
 # Flower accepts a timestamp from 5 s ahead to 305 s behind; each is remembered for longer than that.
 REMEMBERED_S = 320.0
@@ -97,55 +92,6 @@ class Backend(Protocol):
         """Answer a checked request of ``node_id``."""
 
 
-class PeerProtocol(H11Protocol):  # type: ignore[misc]
-    """HTTP/1.1 that knows the TLS peer: its key goes into ``scope["state"]["peer"]`` of every request.
-
-    h11 bounds the header block; a peer that connects and then sends no complete one is cut off after
-    :data:`HEADER_S`, and a holder cannot hold more than :data:`CONNECTIONS_PER_HOLDER` connections.
-    """
-
-    peer: bytes | None = None
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        """Note who is connected; abort when that holder already has all the connections it may have."""
-        super().connection_made(transport)
-        self.peer = _peer_key(transport)
-        self.app_state = {**self.app_state, "peer": self.peer, "abort": transport.abort}
-        mine = sum(getattr(other, "peer", None) == self.peer for other in self.connections)
-        if self.peer is None or mine > CONNECTIONS_PER_HOLDER:
-            transport.abort()
-        else:
-            self._deadline = self.loop.call_later(HEADER_S, transport.abort)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Drop the timer with the connection."""
-        self._clear_deadline()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Start the clock with the first byte of a header block, stop it with the last."""
-        super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._clear_deadline()
-        elif self._deadline is None and not self.transport.is_closing():
-            self._deadline = self.loop.call_later(HEADER_S, self.transport.abort)
-
-    def _clear_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-
-def _peer_key(transport: asyncio.Transport) -> bytes | None:
-    tls = transport.get_extra_info("ssl_object")
-    certificate = tls.getpeercert(binary_form=True) if tls is not None else None
-    if not certificate:
-        return None
-    key = x509.load_der_x509_certificate(certificate).public_key()
-    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-
-
 class Gate:
     """ASGI application in front of a :class:`Backend`; see the table at the top of this module.
 
@@ -171,7 +117,7 @@ class Gate:
     def close(self) -> None:
         """Let go of every held request, so that the listener can stop at once. Any thread may call it."""
         self._closing = True
-        self._call_in_loop(lambda: [poll.set() for poll in self._polls.values()])
+        self._call_in_loop(self._ring_all)
 
     def wake(self, node_id: int) -> None:
         """Tell a waiting node that there may be a message for it. Any thread may call it."""
@@ -181,6 +127,10 @@ class Gate:
     def _call_in_loop(self, action: Callable[[], object]) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(action)
+
+    def _ring_all(self) -> None:
+        for node_id in self._polls:
+            self._ring(node_id)
 
     def _ring(self, node_id: int) -> None:
         if node_id in self._polls:
@@ -194,7 +144,7 @@ class Gate:
             status, body = 200, (await self._answer(scope, receive)).SerializeToString()
         except Denied as denied:
             status, body = denied.status, denied.word.encode()
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it was stays in our log
             _log.exception("request failed")
             status, body = 500, b"internal"
         headers = [(b"content-length", str(len(body)).encode())]
@@ -263,7 +213,7 @@ class Gate:
         elif isinstance(request, DeactivateNodeRequest):
             named = request.node_id
         else:
-            named = request.node.node_id  # type: ignore[attr-defined]
+            named = request.node.node_id
         if node_id is None or named != node_id:
             raise Denied(401, "node")
         return node_id
@@ -280,7 +230,7 @@ class Gate:
                 if node_id in self._news:
                     self._news.discard(node_id)
                     answer = self._backend.handle(request, node_id)
-                    if len(answer.messages_list):  # type: ignore[attr-defined]
+                    if len(answer.messages_list):
                         self._news.add(node_id)
                         return answer
                 await _event_or_gone(mine, receive, end - time.monotonic())

@@ -210,7 +210,7 @@ class Registry:
             found = self.run(run)
             if found.state != "running" or (found.round is not None and number < found.round):
                 raise AssayError(
-                    f"run {run}: round {number} cannot follow round {found.round} of a run that is {found.state}"
+                    f"run {run}: round {number} cannot be stored after round {found.round}, {found.state}"
                 )
             self._db.execute(
                 "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?)", run, number, checkpoint.state

@@ -22,7 +22,16 @@ from assay.models.study import Study, parse_study
 from assay.privacy.accounting import RunCost, epsilon_of
 from assay.privacy.errors import AssayError, Refused, Unavailable
 from assay.privacy.noise import grid_unit
-from assay.privacy.wire import Accepted, Close, CountsRequest, Declined, GradientRequest, Message, Offer, Release
+from assay.privacy.wire import (
+    Accepted,
+    Close,
+    CountsRequest,
+    Declined,
+    GradientRequest,
+    Message,
+    Offer,
+    Release,
+)
 from assay.server.courier import NoAnswer
 
 __all__ = ["Interrupted", "Progress", "Run", "Trained"]
@@ -92,7 +101,7 @@ class _State:
 
     def pack(self) -> bytes:
         names = sorted(self.persons)
-        arrays = {f"fit.{name}": value for name, value in self.fit.items()}
+        arrays: dict[str, NDArray[Any]] = {f"fit.{name}": value for name, value in self.fit.items()}
         arrays |= {
             "counts": self.counts,
             "rounds": np.array([self.rounds]),
@@ -185,7 +194,9 @@ class Run:
     def close(self, outcome: str, holders: list[str] | None = None) -> None:
         """Tell the holders that the run is over; one that does not answer keeps its reservation."""
         names = self._state.active if holders is None else holders
-        self._courier.ask(dict.fromkeys(names, Close(run=self.run, outcome=outcome)), timeout=min(self._timeout, 30.0))
+        self._courier.ask(
+            dict.fromkeys(names, Close(run=self.run, outcome=outcome)), timeout=min(self._timeout, 30.0)
+        )
 
     def _ask(self, message: Message, names: list[str]) -> Answers:
         if self._stopping():
@@ -231,9 +242,7 @@ class Run:
 
     def _new_fit(self) -> Fit:
         noise = self._gradient_std() * len(self._state.persons) ** 0.5
-        return Fit(
-            self._grid, counts=self._state.counts, gradient_noise_std=noise, rounds=self._state.rounds
-        )
+        return Fit(self._grid, counts=self._state.counts, gradient_noise_std=noise, rounds=self._state.rounds)
 
     def _descend(self) -> Fit:
         fit = self._new_fit()
@@ -242,9 +251,7 @@ class Run:
         total = sum(self._state.persons.values())
         unit = grid_unit(self._gradient_std())
         while fit.done < fit.rounds:
-            request = GradientRequest(
-                run=self.run, round=fit.done + 1, rounds=fit.rounds, theta=fit.theta
-            )
+            request = GradientRequest(run=self.run, round=fit.done + 1, rounds=fit.rounds, theta=fit.theta)
             sums = self._collect(request, self._state.active, request.round, unit)
             # A holder that is gone takes its (publicly estimated) persons out of the sum; the rest stands
             # for all, so that the step keeps its size.

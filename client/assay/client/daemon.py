@@ -1,0 +1,119 @@
+"""The holder's daemon: its directory opened, the ClientApp built, Flower's fleet served until stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from assay.client.config import HolderConfig
+from assay.client.enrol import CA_CERTIFICATE, CLIENT_CERTIFICATE, TRANSPORT_KEY, load_join, load_keys
+from assay.client.records import Records, load_records
+from assay.client.sources import open_source
+from assay.models.schema import Study
+from assay.privacy.errors import BadInput
+from assay.privacy.files import write_durably
+from assay.privacy.ledger import Ledger
+
+__all__ = ["LEDGER_FILE", "STATUS_FILE", "read_status", "records_for", "run_daemon"]
+
+LEDGER_FILE = "ledger.sqlite"
+STATUS_FILE = "status.json"
+ACCEPTED_DIR = "accepted"
+JOURNAL_DIR = "journal"
+
+
+def records_for(config: HolderConfig, study: Study) -> Records:
+    """Read and check what ``study`` needs from the holder's source.
+
+    Raises:
+        BadInput: ``[data]`` is missing, or the source is not what the study says.
+    """
+    if config.data is None:
+        raise BadInput(
+            "[data]",
+            where=config.directory / "client.toml",
+            allowed="a section that says where the records lie",
+            remedy="Remove the # in front of one of the examples in the file and adapt it",
+        )
+    with open_source(config.data) as source:
+        return load_records(source, study)
+
+
+def run_daemon(directory: Path, stop: threading.Event, log: Callable[[str], None]) -> None:
+    """Serve the coordinator's questions until ``stop`` is set.
+
+    Args:
+        directory: a holder's directory that has joined a federation.
+        stop: set from a signal handler; the daemon returns within seconds.
+        log: where lines for the operator go. They hold nothing computed from records.
+
+    Raises:
+        AssayError: the directory, keys, ledger or data settings are not in order, or the coordinator
+            refuses this holder for good.
+    """
+    config, keys, joined = HolderConfig.load(directory), load_keys(directory), load_join(directory)
+    if config.data is None:
+        records_for(config, None)  # type: ignore[arg-type]  # says what is missing before connecting
+    # Heavy imports only now: a wrong setting is reported at once.
+    from assay.client.app import make_app
+    from assay.client.fleet import FleetLink, serve
+    from assay.client.holder import Holder
+
+    status = _Status(directory / STATUS_FILE, log)
+    with Ledger.open(directory / LEDGER_FILE, keys.identity) as ledger:
+        holder = Holder(
+            name=config.name,
+            policy=config.policy,
+            ledger=ledger,
+            load=lambda study: records_for(config, study),
+            accepted=directory / ACCEPTED_DIR,
+        )
+        app = make_app(
+            holder,
+            identity=keys.identity,
+            federation=joined.federation_id,
+            coordinator_key=joined.coordinator_public,
+            log=status.say,
+        )
+        link = FleetLink(
+            address=joined.address,
+            ca=directory / CA_CERTIFICATE,
+            certificate=directory / CLIENT_CERTIFICATE,
+            key=directory / TRANSPORT_KEY,
+        )
+        status.say(f"{config.name}: connecting to {joined.federation} at {joined.address}")
+        try:
+            serve(app, link=link, journal_dir=directory / JOURNAL_DIR, stop=stop, log=status.say)
+        finally:
+            status.say("stopped", running=False)
+
+
+class _Status:
+    """Logs lines and keeps the last one where ``assay client status`` finds it."""
+
+    def __init__(self, path: Path, log: Callable[[str], None]) -> None:
+        self._path, self._log = path, log
+
+    def say(self, line: str, *, running: bool = True) -> None:
+        """Log ``line`` and remember it."""
+        self._log(line)
+        state = {"running": running, "pid": os.getpid(), "time": time.time(), "last": line}
+        write_durably(self._path, json.dumps(state).encode(), mode=0o600)
+
+
+def read_status(directory: Path) -> dict[str, Any]:
+    """Return what the daemon last said, and whether its process still lives."""
+    path = directory / STATUS_FILE
+    if not path.exists():
+        return {"running": False, "pid": None, "time": None, "last": "never started"}
+    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        os.kill(int(state["pid"]), 0)
+    except (ProcessLookupError, PermissionError):
+        state["running"] = False
+    return state

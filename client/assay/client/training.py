@@ -1,0 +1,106 @@
+"""A holder's training of one study: records on the public grid, sums with noise through Opacus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from assay.client.records import Records
+from assay.models.additive import AdditiveClippedSum, ClippedCounts
+from assay.models.encoding import Grid
+from assay.models.label import privacy_target
+from assay.models.schema import Study
+from assay.privacy.accounting import Event
+from assay.privacy.errors import AssayError, BadInput
+from assay.privacy.optimizer import ClippedSum, ExactAccountant, PrivateStep
+
+__all__ = ["LocalTraining"]
+
+Vector = NDArray[np.float64]
+
+
+class LocalTraining:
+    """Noisy sums of one holder's records for one study.
+
+    Every sum goes through Opacus' optimizer (:class:`assay.privacy.optimizer.PrivateStep`), whose
+    accountant is one for the whole run and is restored from the ledger, so a restart forgets nothing.
+    """
+
+    def __init__(self, study: Study, records: Records) -> None:
+        """Encode ``records`` on the study's grid."""
+        grid = Grid.of(study)
+        self._target = privacy_target(study)
+        self._size = grid.size
+        self._gradients = AdditiveClippedSum(
+            grid.encode(records.columns),
+            records.labels,
+            records.persons,
+            size=grid.size,
+            l2_clip_norm=grid.gradient_sensitivity,
+        )
+        self._accountant = ExactAccountant()
+        self._steps: dict[tuple[int, float], PrivateStep] = {}
+        self._counts = ClippedCounts(self._gradients, l2_clip_norm=grid.counts_sensitivity)
+
+    @property
+    def counts_sensitivity(self) -> float:
+        """Most that one person changes the cell counts by, in Euclidean norm."""
+        return self._counts.l2_clip_norm
+
+    @property
+    def gradient_sensitivity(self) -> float:
+        """Most that one person changes a gradient sum by, in Euclidean norm."""
+        return self._gradients.l2_clip_norm
+
+    def require_shape(self, theta: Vector) -> None:
+        """Refuse parameters of another model.
+
+        Raises:
+            BadInput: ``theta`` does not have one value per cell and an intercept.
+        """
+        if theta.shape != (self._size + 1,):
+            raise BadInput("theta", value=theta.size, allowed=f"{self._size + 1} values")
+
+    def noisy_counts(self, event: Event, charged: Sequence[Event]) -> Vector:
+        """Return the noisy cell counts, float64 ``[cells]``; see :meth:`_noisy`."""
+        return self._noisy(self._counts, np.zeros(self._size), event, charged)
+
+    def noisy_gradient(self, theta: Vector, event: Event, charged: Sequence[Event]) -> Vector:
+        """Return the noisy clipped gradient sum at ``theta``, float64 ``[cells + 1]``; see :meth:`_noisy`."""
+        return self._noisy(self._gradients, theta, event, charged)
+
+    def _noisy(self, clipped: ClippedSum, theta: Vector, event: Event, charged: Sequence[Event]) -> Vector:
+        """Compute one release.
+
+        Args:
+            clipped: the sum, with its sensitivity.
+            theta: where to take it.
+            event: noise multiplier of this release.
+            charged: everything the ledger has charged for this run, this release included.
+
+        Raises:
+            AssayError: what was charged and what Opacus counted together exceed the study's promise.
+        """
+        before = list(charged)
+        before.remove(event)
+        history = [(earlier.noise_multiplier, earlier.sample_rate, earlier.steps) for earlier in before]
+        self._accountant.load_state_dict({"history": history, "mechanism": self._accountant.mechanism()})
+        noisy = self._step(clipped, len(theta), event.noise_multiplier).release(clipped, theta)
+        # Checked after the step and before anything leaves: the accountant has the last word.
+        if not self._accountant.get_epsilon(self._target.delta) <= self._target.epsilon:
+            raise AssayError("the accountant counts more than the study promises; nothing is released")
+        return noisy
+
+    def _step(self, clipped: ClippedSum, size: int, noise_multiplier: float) -> PrivateStep:
+        """Return the Opacus step for this noise, made once per run: its objects are slow to be freed."""
+        key = (size, noise_multiplier)
+        if key not in self._steps:
+            self._steps[key] = PrivateStep(
+                size=size,
+                l2_clip_norm=clipped.l2_clip_norm,
+                noise_multiplier=noise_multiplier,
+                accountant=self._accountant,
+            )
+        return self._steps[key]

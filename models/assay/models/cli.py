@@ -1,0 +1,200 @@
+"""``assay study`` and ``assay model``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from assay.privacy.terminal import Json, command, emit, note
+
+if TYPE_CHECKING:
+    from assay.models.bundle import Bundle
+    from assay.models.study import Study
+
+__all__ = ["model_app", "study_app"]
+
+study_app = typer.Typer(no_args_is_help=True)
+model_app = typer.Typer(no_args_is_help=True)
+
+BundleFile = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A file that ends in .bundle.")]
+
+
+@study_app.callback()
+def _study_group() -> None:
+    """Check a study: schema, purpose and policy."""
+
+
+@study_app.command()
+@command
+def check(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study.toml.")], as_json: Json = False
+) -> None:
+    """Check a study file: keys, ranges, purpose and inputs. Nothing is read but the file.
+
+    Example: assay study check study.toml
+    """
+    from assay.models.study import read_study
+
+    checked = read_study(study)
+    result = _study_facts(checked)
+    lines = [
+        f"{study}: a valid study",
+        f"  purpose     {checked.purpose}, in {', '.join(checked.contexts)}",
+        f"  predicts    {checked.outcome.meaning}",
+        f"  features    {len(checked.features)}: {', '.join(feature.name for feature in checked.features)}",
+        f"  privacy     epsilon {checked.privacy.epsilon:g}, delta {checked.privacy.delta:g},"
+        f" trust {checked.privacy.trust}",
+        f"  digest      {checked.digest}",
+    ]
+    lines += [f"  note        {line}" for line in result["notes"]]
+    emit(result, as_json=as_json, text="\n".join(lines))
+
+
+@model_app.command()
+@command
+def show(bundle: BundleFile, as_json: Json = False) -> None:
+    """Say in words what a bundle is for, what its privacy guarantee is and what its points are.
+
+    Example: assay model show card-default.bundle
+    """
+    from assay.models.bundle import read_bundle
+
+    opened = read_bundle(bundle)
+    card = opened.scorecard.to_json()
+    result = {**_bundle_facts(opened), "label": dict(opened.label), "metrics": dict(opened.metrics)}
+    emit({**result, "scorecard": card}, as_json=as_json, text=_shown(opened, result, card))
+
+
+@model_app.command()
+@command
+def verify(
+    bundle: BundleFile,
+    fingerprint: Annotated[
+        str, typer.Option(help="The signer's fingerprint, as the federation gave it out.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Check hashes and signature of a bundle, and with --fingerprint who signed it.
+
+    Example: assay model verify card-default.bundle --fingerprint AB12-...
+    """
+    from assay.models.bundle import read_bundle
+    from assay.privacy.errors import Tampered
+
+    opened = read_bundle(bundle)
+    if fingerprint and _normal(fingerprint) != _normal(opened.fingerprint):
+        raise Tampered(f"{bundle} is signed by {opened.fingerprint}, not by {fingerprint}")
+    result = {**_bundle_facts(opened), "verified": True, "signer_checked": bool(fingerprint)}
+    text = f"{bundle}: unchanged since it was signed by {opened.fingerprint}"
+    if not fingerprint:
+        text += "\nCompare that fingerprint with the federation's, or give it with --fingerprint."
+    emit(result, as_json=as_json, text=text)
+
+
+@model_app.command()
+@command
+def score(
+    bundle: BundleFile,
+    source: Annotated[Path, typer.Option("--input", help="Records: .csv, .csv.gz or .parquet.")],
+    output: Annotated[Path, typer.Option("--output", help="Scores: .csv or .parquet.")],
+    purpose: Annotated[str, typer.Option("--purpose", help="What the scores are for; the bundle's purpose.")],
+    as_json: Json = False,
+) -> None:
+    """Score a file, one output row per input row, with points and reasons.
+
+    Example: assay model score card.bundle --input people.csv --output scores.csv --purpose consumer_credit
+    """
+    from assay.models.bundle import read_bundle
+    from assay.models.scoring import score_file
+
+    done = score_file(read_bundle(bundle), source, output, purpose=purpose)
+    if done.absent:
+        note(f"columns not in {source}, counted as missing: {', '.join(done.absent)}")
+    result = {"rows": done.rows, "absent_columns": list(done.absent), "output": str(done.output)}
+    emit(result, as_json=as_json, text=f"{done.rows:,} records scored: {done.output}")
+
+
+@model_app.command()
+@command
+def explain(
+    bundle: BundleFile,
+    source: Annotated[Path, typer.Option("--input", help="Records: .csv, .csv.gz or .parquet.")],
+    row: Annotated[int, typer.Option(min=1, help="Which record; 1 is the first.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Explain one score: points, reasons, and what one change would do. Nothing is stored.
+
+    Example: assay model explain card-default.bundle --input people.csv --row 3
+    """
+    import time
+
+    from assay.models.bundle import read_bundle
+    from assay.models.explain import explain as explain_record
+    from assay.models.explain import explanation_in_words
+    from assay.models.scoring import read_record
+
+    opened = read_bundle(bundle)
+    opened.require_current(time.time())
+    record = read_record(opened.scorecard.grid, source, row)
+    explained = explain_record(opened.scorecard, record)
+    emit({"row": row, **explained}, as_json=as_json, text=explanation_in_words(explained))
+
+
+def _study_facts(study: Study) -> dict[str, Any]:
+    notes = []
+    if study.training.model != "additive":
+        notes.append("training a neural model is not available; a run of this study is refused")
+    return {
+        "valid": True,
+        "name": study.name,
+        "purpose": study.purpose,
+        "contexts": list(study.contexts),
+        "features": [feature.name for feature in study.features],
+        "model": study.training.model,
+        "epsilon": study.privacy.epsilon,
+        "delta": study.privacy.delta,
+        "trust": study.privacy.trust,
+        "digest": study.digest,
+        "notes": notes,
+    }
+
+
+def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "study": bundle.study.name,
+        "purpose": bundle.study.purpose,
+        "contexts": list(bundle.study.contexts),
+        "created": bundle.created,
+        "expires": bundle.expires,
+        "fingerprint": bundle.fingerprint,
+        "digest": bundle.digest,
+    }
+
+
+def _shown(bundle: Bundle, facts: dict[str, Any], card: dict[str, Any]) -> str:
+    from datetime import UTC, datetime
+
+    from assay.models.label import label_in_words
+
+    until = datetime.fromtimestamp(bundle.expires, tz=UTC).date().isoformat()
+    lines = [
+        f"{bundle.study.name} predicts: {bundle.study.outcome.meaning}",
+        f"For {facts['purpose']} ({', '.join(facts['contexts'])}), until {until}",
+        f"Signed by {bundle.fingerprint}",
+        "",
+        label_in_words(dict(bundle.label)),
+        "",
+    ]
+    lines += [f"{name:12} {value:.4f}" for name, value in bundle.metrics.items() if isinstance(value, float)]
+    lines.append(f"Points (everybody starts from {card['base_points']}):")
+    for feature in card["features"]:
+        points = [cell["points"] for cell in feature["cells"]]
+        lines.append(f"  {feature['label']}: {min(points):+d} to {max(points):+d}")
+        lines += [f"    {cell['points']:+5d}  {cell['value']}" for cell in feature["cells"]]
+    return "\n".join(lines)
+
+
+def _normal(fingerprint: str) -> str:
+    return "".join(character for character in fingerprint.upper() if character.isalnum())

@@ -1,0 +1,205 @@
+"""Scoring a file: any number of rows in constant memory, the same numbers for one row as for a million."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from assay.models.bundle import Bundle
+from assay.models.columns import typed_column
+from assay.models.encoding import Grid
+from assay.models.explain import reason_words
+from assay.models.scorecard import BANDS, REASONS, Scorecard
+from assay.models.tabular import CsvReader, ParquetReader, open_table
+from assay.privacy.errors import BadData, BadInput
+from assay.privacy.purpose import check_use
+
+__all__ = ["Scored", "read_record", "score_file"]
+
+# How a feature's column is read.
+_KIND = {"numeric": "number", "integer": "integer", "categorical": "text"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What was done.
+
+    Attributes:
+        rows: number of records scored.
+        absent: feature columns the input does not have; those features counted as missing.
+        output: the file written.
+    """
+
+    rows: int
+    absent: tuple[str, ...]
+    output: Path
+
+
+def score_file(
+    bundle: Bundle,
+    source: Path,
+    target: Path,
+    *,
+    purpose: str,
+    clock: Callable[[], float] = time.time,
+) -> Scored:
+    """Score every record of ``source`` and write ``target``, whole or not at all.
+
+    Written per record, in order: the person column if the study names one and the file has it,
+    ``score``, ``probability`` (of bad), ``band``, ``points_<feature>``, ``base_points``, ``capped``,
+    ``reason_1`` to ``reason_4``; base + points + capped = score. A study with fewer than four features leaves the
+    other reasons empty.
+
+    Args:
+        bundle: a verified bundle.
+        source: ``.csv``, ``.csv.gz`` or ``.parquet``.
+        target: ``.csv`` or ``.parquet``; replaced if it exists.
+        purpose: what the scores are for; must be the bundle's purpose.
+        clock: seconds since 1970.
+
+    Raises:
+        Refused: the purpose is not the bundle's, or the bundle has expired.
+        BadInput: ``target`` is ``source``, or its name says no format.
+        BadData: ``source`` is not what its name says, is empty, has none of the features' columns, or a cell
+            is not what the study says.
+    """
+    check_use(purpose, bundle.study.purpose)
+    bundle.require_current(clock())
+    if target.resolve() == source.resolve():
+        raise BadInput("output", value=str(target), allowed="another file than the input")
+    reader = open_table(source)
+    card = bundle.scorecard
+    present = _present(card.grid, reader, source)
+    person = bundle.study.person if bundle.study.person in reader.columns else None
+    rows = 0
+    with _written(target, _schema(card, reader, person)) as write:
+        for batch in reader.batches([*present, *([person] if person else [])]):
+            columns = _typed(batch, present, source, first_row=rows + 1)
+            write(_result(card, columns, batch, person))
+            rows += batch.num_rows
+        if rows == 0:
+            raise BadData("rows", where=source, allowed="at least one record")
+    absent = tuple(f.feature.column for f in card.grid.features if f.feature.column not in present)
+    return Scored(rows=rows, absent=absent, output=target)
+
+
+def read_record(grid: Grid, source: Path, row: int) -> dict[str, object]:
+    """Return the study's columns of one record, for :func:`assay.models.explain.explain`.
+
+    Args:
+        grid: names the columns.
+        source: as for :func:`score_file`.
+        row: 1 is the first record.
+
+    Raises:
+        BadData: there is no such row, or a cell of it is not what the study says.
+    """
+    reader = open_table(source)
+    present = _present(grid, reader, source)
+    before = 0
+    for batch in reader.batches(list(present)):
+        if before < row <= before + batch.num_rows:
+            columns = _typed(batch.slice(row - 1 - before, 1), present, source, first_row=row)
+            return {name: _plain(values[0]) for name, values in columns.items()}
+        before += batch.num_rows
+    raise BadData("row", where=source, value=row, allowed=f"1 to {before}, the records of the file")
+
+
+def _plain(value: Any) -> object:
+    return None if value is None or (isinstance(value, float) and np.isnan(value)) else value
+
+
+def _present(grid: Grid, reader: CsvReader | ParquetReader, source: Path) -> dict[str, str]:
+    """Return the features' columns that the file has, and how each is read."""
+    wanted = {f.feature.column: _KIND[f.feature.kind] for f in grid.features}
+    present = {name: kind for name, kind in wanted.items() if name in reader.columns}
+    if not present:
+        raise BadData(
+            "columns",
+            where=source,
+            allowed=f"the columns of the study, at least one of {', '.join(list(wanted)[:5])}, ...",
+        )
+    return present
+
+
+def _typed(
+    batch: pa.RecordBatch, kinds: Mapping[str, str], source: Path, *, first_row: int
+) -> dict[str, NDArray[Any]]:
+    return {
+        name: typed_column(batch.column(name), name, kind, where=source, first_row=first_row)
+        for name, kind in kinds.items()
+    }
+
+
+def _schema(card: Scorecard, reader: CsvReader | ParquetReader, person: str | None) -> pa.Schema:
+    fields = [] if person is None else [(person, pa.string())]
+    fields += [("score", pa.int32()), ("probability", pa.float64()), ("band", pa.string())]
+    fields += [(f"points_{feature.name}", pa.int32()) for feature in card.grid.features]
+    fields += [("base_points", pa.int32()), ("capped", pa.int32())]
+    fields += [(f"reason_{place}", pa.string()) for place in range(1, REASONS + 1)]
+    return pa.schema(fields)
+
+
+def _result(
+    card: Scorecard, columns: Mapping[str, NDArray[Any]], batch: pa.RecordBatch, person: str | None
+) -> list[Any]:
+    """Return the output columns, in the order of :func:`_schema`."""
+    scores = card.score(card.grid.encode(columns))
+    rows = batch.num_rows
+    out = [] if person is None else [batch.column(person).cast(pa.string())]
+    words = pa.array([words for words, _ in BANDS])
+    out += [pa.array(scores.score), pa.array(scores.probability)]
+    out += [words.take(pa.array(scores.band))]
+    out += [pa.array(np.ascontiguousarray(scores.points[:, j])) for j in range(scores.points.shape[1])]
+    out += [pa.array(np.full(rows, card.base_points, dtype=np.int32)), pa.array(scores.capped)]
+    for place in range(REASONS):
+        if place < scores.reasons.shape[1]:
+            out.append(_reason_column(card, scores.points, scores.reasons[:, place]))
+        else:
+            out.append(pa.nulls(rows, pa.string()))
+    return out
+
+
+def _reason_column(card: Scorecard, points: NDArray[np.int32], feature: NDArray[np.int16]) -> pa.Array:
+    """Words for one reason per row; each distinct sentence is made once."""
+    chosen = feature.astype(np.int64)
+    own = np.take_along_axis(points, chosen[:, None], axis=1)[:, 0]
+    difference = np.floor(own - card.means[chosen] + 0.5).astype(np.int64)
+    lowest = int(difference.min())
+    span = int(difference.max()) - lowest + 1
+    codes, place = np.unique(chosen * span + (difference - lowest), return_inverse=True)
+    sentences = [
+        reason_words(card.grid.features[code // span].feature.label, code % span + lowest)
+        for code in codes.tolist()
+    ]
+    return pa.array(sentences, pa.string()).take(pa.array(place))
+
+
+@contextlib.contextmanager
+def _written(target: Path, schema: pa.Schema) -> Iterator[Callable[[list[Any]], None]]:
+    """Open a writer on a temporary file that becomes ``target`` only if nothing goes wrong."""
+    if target.suffix not in (".csv", ".parquet"):
+        raise BadInput("output", value=str(target), allowed="a name that ends in .csv or .parquet")
+    if not target.parent.is_dir():
+        raise BadInput("output", value=str(target), allowed="a file in an existing directory")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    kind = pyarrow.csv.CSVWriter if target.suffix == ".csv" else pyarrow.parquet.ParquetWriter
+    try:
+        with kind(str(temporary), schema) as writer:
+            yield lambda columns: writer.write(pa.Table.from_arrays(columns, schema=schema))
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,142 @@
+"""``assay privacy ledger``: every charge, what is left, and whether anybody changed it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from assay.privacy.errors import AssayError, BadInput, Tampered
+from assay.privacy.files import read_toml
+from assay.privacy.terminal import Json, command, emit
+
+if TYPE_CHECKING:
+    from assay.privacy.ledger import LedgerSummary, Limits
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """What is spent, what is left, what a run would cost."""
+
+
+@app.command()
+@command
+def ledger(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A holder's directory.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Say whether the ledger is intact, without listing it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List every charge, what is left, and check that nobody changed it; exit code 1 if somebody did.
+
+    May be used while the holder's daemon runs.
+
+    Example: assay privacy ledger north-bank --verify
+    """
+    from assay.privacy.keys import Identity
+
+    limits = _limits(directory / "client.toml")
+    identity = Identity.load(directory / "keys" / "identity.key")
+    summary, left, damage = _read(directory / "ledger.sqlite", identity, limits)
+    result = {
+        "entries": list(summary.entries) if summary else [],
+        "spent_epsilon": summary.spent_epsilon if summary else None,
+        "reserved_epsilon": summary.reserved_epsilon if summary else None,
+        "remaining_epsilon": left,
+        "limit_epsilon": limits.epsilon_per_year,
+        "limit_epsilon_per_study": limits.epsilon_per_study,
+        "delta": limits.delta,
+        "studies": summary.studies if summary else {},
+        "open_runs": list(summary.open_runs) if summary else [],
+        "verified": damage is None,
+    }
+    listed = "" if verify or summary is None else f"{_table(summary)}\n{_account(summary, left, limits)}\n"
+    verdict = "verified" if damage is None else "NOT VERIFIED: do not rely on it"
+    emit(result, as_json=as_json, text=f"{listed}{len(result['entries'])} entries, {verdict}")
+    if damage is not None:
+        raise damage
+
+
+def _read(
+    path: Path, identity: Any, limits: Limits
+) -> tuple[LedgerSummary | None, float | None, Tampered | None]:
+    """Return the account, what is left of it and what is wrong with it, as far as each can be told."""
+    from assay.privacy.ledger import Ledger
+
+    # A holder that has not taken part in anything has no file yet.
+    exists = path.exists()
+    try:
+        opened = Ledger.open(path if exists else ":memory:", identity, read_only=exists)
+    except Tampered as damage:
+        return None, None, damage
+    with opened as account:
+        damage = _damage(account.verify)
+        try:
+            return account.summary(limits), account.remaining(limits), damage
+        except AssayError:
+            if damage is None:
+                raise
+            return None, None, damage  # an edited row may hold a noise that no release can have
+
+
+def _damage(verify: Any) -> Tampered | None:
+    try:
+        verify()
+    except Tampered as damage:
+        return damage
+    return None
+
+
+def _limits(path: Path) -> Limits:
+    """Read the caps from the ``[policy]`` section of a holder's ``client.toml``."""
+    from assay.privacy.ledger import Limits
+
+    policy = read_toml(path).get("policy")
+    values: dict[str, float] = {}
+    for key in ("epsilon_per_study", "epsilon_per_year", "delta"):
+        value = policy.get(key) if isinstance(policy, dict) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise BadInput(f"policy.{key}", value=value, allowed="a number above 0", where=path)
+        values[key] = float(value)
+    return Limits(**values)
+
+
+def _table(summary: LedgerSummary) -> str:
+    """Lay the entries out for people, as wide as the terminal allows."""
+    from datetime import UTC, datetime
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("seq", "time (UTC)", "what", "study", "run", "round", "sensitivity", "noise", "steps"):
+        table.add_column(heading, justify="right" if heading in ("seq", "round", "steps") else "left")
+    for entry in summary.entries:
+        when = datetime.fromtimestamp(entry["time"], UTC).strftime("%Y-%m-%d %H:%M:%S")
+        numbers = (entry["round"], entry["sensitivity"], entry["noise_multiplier"], entry["steps"])
+        shown = ["" if number is None else f"{number:.6g}" for number in numbers]
+        what = entry["kind"] if entry["outcome"] is None else f"{entry['kind']} ({entry['outcome']})"
+        table.add_row(str(entry["seq"]), when, what, entry["study"], entry["run"][:12], *shown)
+    console = Console()
+    with console.capture() as text:
+        console.print(table)
+    return text.get()
+
+
+def _account(summary: LedgerSummary, left: float | None, limits: Limits) -> str:
+    lines = [
+        f"study {study}: epsilon {spent:.4g} of {limits.epsilon_per_study:g}"
+        for study, spent in summary.studies.items()
+    ]
+    lines.append(
+        f"within a year: epsilon {summary.spent_epsilon:.4g} spent, {summary.reserved_epsilon:.4g} with what "
+        f"open runs reserved, of {summary.limit_epsilon:g}; room for a run of {left or 0:.4g} "
+        f"(delta {limits.delta:g})"
+    )
+    return "\n".join(lines)

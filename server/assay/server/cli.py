@@ -1,0 +1,272 @@
+"""``assay server``: set up a federation, admit holders, serve, train."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from assay.privacy.errors import AssayError, Refused, Unavailable
+from assay.privacy.terminal import Json, command, emit, note
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True)
+
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The coordinator's directory.")]
+
+
+@app.command()
+@command
+def init(
+    directory: Directory,
+    name: Annotated[str, typer.Option(help="Name of the federation, for people.")],
+    host: Annotated[str, typer.Option(help="Name or address that holders connect to.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port that holders connect to.")] = 9443,
+    as_json: Json = False,
+) -> None:
+    """Make a coordinator's directory: certificate authority, keys, settings, database.
+
+    Example: assay server init coordinator --name "Card defaults" --host scoring.example.org
+    """
+    from assay.server.federation import Federation
+
+    with Federation.init(directory, name, host, port) as federation:
+        result = {
+            "directory": str(directory),
+            "fingerprint": federation.fingerprint,
+            "address": federation.settings.address,
+        }
+    emit(
+        result,
+        as_json=as_json,
+        text=f"Federation {name!r} at {result['address']}\nFingerprint {result['fingerprint']}\n"
+        f"Read it out to every holder that joins. Next: assay server admit {directory} REQUEST.json",
+    )
+
+
+@app.command()
+@command
+def admit(
+    directory: Directory,
+    request: Annotated[Path, typer.Argument(metavar="REQUEST.json", help="What the holder sent.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Join file to write [default: DIR/joins/NAME.toml].")
+    ] = None,
+    expect: Annotated[
+        str | None, typer.Option(help="Refuse unless the holder's fingerprint is this one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Admit a holder by its key: shows the fingerprint, signs the roster, writes the holder's join file.
+
+    Compare the fingerprint with the one that `assay client init` showed at the holder.
+
+    Example: assay server admit coordinator bank-a/REQUEST.json
+    """
+    from assay.privacy.enrolment import Request
+    from assay.privacy.files import make_private_dir, write_durably
+    from assay.server.federation import Federation
+
+    asked = Request.read(request)
+    if expect is not None and expect != asked.fingerprint:
+        raise Refused(
+            f"{request}: fingerprint is {asked.fingerprint}; allowed: {expect}. Ask the holder for its request again",
+            code="fingerprint",
+        )
+    with Federation(directory) as federation:
+        join = federation.admit(asked)
+        path = out or make_private_dir(directory / "joins") / f"{asked.name}.toml"
+        write_durably(path, join.to_bytes())
+        ours = federation.fingerprint
+    result = {"holder": asked.name, "fingerprint": asked.fingerprint, "federation": ours, "join": str(path)}
+    emit(
+        result,
+        as_json=as_json,
+        text=f"Admitted {asked.name}\nHolder's fingerprint     {asked.fingerprint}\n"
+        f"Federation's fingerprint {ours}\nSend {path} to the holder, who runs: assay client join DIR {path.name}",
+    )
+
+
+@app.command()
+@command
+def serve(directory: Directory) -> None:
+    """Run the coordinator in the foreground; SIGTERM or Ctrl-C stops it and keeps a run at its checkpoint.
+
+    Example: assay server serve coordinator
+    """
+    from assay.server.coordinator import Coordinator
+    from assay.server.federation import Federation
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("assay").setLevel(logging.INFO)
+    with Federation(directory) as federation:
+        coordinator = Coordinator(federation)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: coordinator.stop())
+        coordinator.serve()
+
+
+@app.command()
+@command
+def train(
+    directory: Directory,
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Show progress and wait for the end.")] = False,
+    timeout: Annotated[float, typer.Option(help="With --wait: seconds to wait at most.")] = 86400.0,
+    as_json: Json = False,
+) -> None:
+    """Start a run at the serving coordinator.
+
+    Example: assay server train coordinator examples/taiwan/study.toml --wait
+    """
+    from assay.models.study import read_study
+    from assay.server.admin import AdminClient
+    from assay.server.coordinator import check_startable
+
+    text = read_study(study).text
+    check_startable(text, where=str(study))
+    run = AdminClient.call(directory, "train", {"study": text})["run"]
+    if not wait:
+        emit({"run": run, "state": "queued"}, as_json=as_json, text=f"Run {run} is queued")
+        return
+    result = follow(directory, run, timeout=timeout)
+    emit(result, as_json=as_json, text=f"Run {run}: {result['state']} {result['message']}".rstrip())
+
+
+def follow(directory: Path, run: str, *, timeout: float, quiet: bool = False) -> dict[str, Any]:
+    """Show a run's progress on standard error until it ends.
+
+    Returns:
+        ``run``, ``state`` (``"done"``), ``message``, ``bundle`` (a path), ``rounds``, ``holders``.
+
+    Raises:
+        Refused: the run was refused; nothing was spent.
+        AssayError: it failed or was aborted.
+        Unavailable: it did not end in time, or the coordinator is gone for good.
+    """
+    from assay.server.admin import AdminClient
+
+    end, seen, last, patience = time.monotonic() + timeout, 0, {}, 0.0
+    while time.monotonic() < end:
+        try:
+            answer = AdminClient.call(directory, "events", {"run": run, "since": seen})
+            patience = 0.0
+        except Unavailable:
+            # A coordinator that restarts goes on with the run; one that is gone for a minute does not.
+            patience += 1.0
+            if patience > 60.0:
+                raise
+            time.sleep(1.0)
+            continue
+        for event in answer["events"]:
+            seen, last = event["seq"], event
+            if not quiet:
+                note(_progress_line(event))
+        if answer["state"] not in ("queued", "running"):
+            return _ended(directory, run, answer, last)
+        time.sleep(0.2)
+    raise Unavailable(f"run {run} did not end within {timeout:g} s; see: assay server status {directory}")
+
+
+def _progress_line(event: dict[str, Any]) -> str:
+    who = ", ".join(event["holders"])
+    detail = f" ({event['detail']})" if event["detail"] else ""
+    if event["kind"] == "offer":
+        return f"offer     accepted by {who or 'nobody'}{detail}"
+    if event["kind"] == "dropped":
+        return f"dropped   {who}{detail}"
+    step = "counts" if event["kind"] == "counts" else f"{event['round']}/{event['rounds']}"
+    return f"round {step:<8} {len(event['holders'])} holders  epsilon spent {event['epsilon']:.4f}"
+
+
+def _ended(directory: Path, run: str, answer: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
+    if answer["state"] == "refused":
+        raise Refused(answer["message"], code="run")
+    if answer["state"] != "done":
+        raise AssayError(f"run {run} {answer['state']}: {answer['message']}")
+    return {
+        "run": run,
+        "state": "done",
+        "message": answer["message"],
+        "bundle": str(directory / answer["message"]),
+        "rounds": last.get("rounds"),
+        "holders": last.get("holders"),
+        "epsilon": last.get("epsilon"),
+    }
+
+
+@app.command()
+@command
+def status(directory: Directory, as_json: Json = False) -> None:
+    """Show holders and runs, whether the coordinator serves or not.
+
+    Example: assay server status coordinator
+    """
+    from assay.server.admin import AdminClient
+    from assay.server.coordinator import run_summary
+    from assay.server.federation import Federation
+
+    try:
+        result = AdminClient.call(directory, "status", {}) | {"serving": True}
+    except Unavailable:
+        with Federation(directory) as federation:
+            result = {
+                "federation": federation.settings.name,
+                "fingerprint": federation.fingerprint,
+                "address": federation.settings.address,
+                "holders": [
+                    {"name": m.name, "online": False, "fingerprint": m.fingerprint}
+                    for m in federation.roster.members()
+                ],
+                "runs": [run_summary(run) for run in federation.registry.runs()],
+                "serving": False,
+            }
+    holders = "\n".join(
+        f"  {h['name']:<24} {'online' if h['online'] else 'offline':<8} {h['fingerprint']}"
+        for h in result["holders"]
+    )
+    runs = "\n".join(
+        f"  {r['run'][:8]}  {r['name']:<24} {r['state']:<8} round {r['round'] or 0}/{r['rounds'] or '?'}  {r['message']}"
+        for r in result["runs"]
+    )
+    emit(
+        result,
+        as_json=as_json,
+        text=f"{result['federation']} at {result['address']}: {'serving' if result['serving'] else 'not serving'}\n"
+        f"Fingerprint {result['fingerprint']}\nHolders\n{holders or '  none'}\nRuns\n{runs or '  none'}",
+    )
+
+
+@app.command()
+@command
+def models(directory: Directory, as_json: Json = False) -> None:
+    """List the registered models.
+
+    Example: assay server models coordinator
+    """
+    from assay.server.federation import Federation
+
+    with Federation(directory) as federation:
+        found = [
+            {
+                "name": m.name,
+                "version": m.version,
+                "run": m.run,
+                "bundle": str(directory / m.path),
+                "sha256": m.sha256,
+                "created": m.created,
+                "expires": m.expires,
+                "purpose": m.purpose,
+                "epsilon": m.label["epsilon"],
+            }
+            for m in federation.registry.models()
+        ]
+    lines = [
+        f"{m['name']} v{m['version']}  {m['purpose']}  epsilon {m['epsilon']:g}  {m['bundle']}" for m in found
+    ]
+    emit({"models": found}, as_json=as_json, text="\n".join(lines) or "no model yet")

@@ -1,0 +1,224 @@
+"""The coordinator process: Flower's fleet on the public port, runs one at a time, administration on a socket.
+
+The database is the truth. A run that was interrupted (signal, crash, power cut) is taken up again from its
+checkpoint when the coordinator starts; holders answer a repeated question with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from dataclasses import asdict
+from typing import Any
+
+from assay.models.study import parse_study
+from assay.privacy.errors import AssayError, Refused, Unavailable
+from assay.privacy.files import make_private_dir
+from assay.server.admin import AdminServer
+from assay.server.courier import Courier
+from assay.server.federation import Federation
+from assay.server.fleet import FleetServer
+from assay.server.publish import VALID_S, publish
+from assay.server.records import Checkpoint
+from assay.server.records import Run as RunRecord
+from assay.server.rounds import Interrupted, Progress, Run
+
+__all__ = ["Coordinator", "check_startable"]
+
+_LOG = logging.getLogger("assay.server")
+# How long a run that was just started waits for admitted holders that are still connecting.
+GATHER_S = 15.0
+_IDLE_S = 0.5
+
+
+def check_startable(text: str, where: str = "study.toml") -> None:
+    """Refuse a study that this version cannot train.
+
+    Raises:
+        BadInput: the study is wrong, or asks for a model that cannot be trained.
+        Refused: its purpose is refused, or it asks for a trust that is not available.
+    """
+    study = parse_study(text, where=where)
+    study.training.require_trainable()
+    if study.privacy.trust != "local":
+        raise Refused(
+            f'{where}: privacy.trust "{study.privacy.trust}" is not available; allowed: "local", where every'
+            ' holder adds its full noise. Set trust = "local"',
+            code="trust",
+        )
+
+
+class Coordinator:
+    """Serves one federation until :meth:`stop`."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation, self._registry = federation, federation.registry
+        self._stop, self._work = threading.Event(), threading.Event()
+        self._admitted: set[str] = set()
+        federation.ensure_server_certificate()
+        settings = federation.settings
+        self._fleet = FleetServer(
+            settings.listen,
+            settings.port,
+            certfile=federation.server_certificate,
+            keyfile=federation.server_key,
+            client_ca=federation.ca_certificate,
+            home=federation.directory,
+        )
+        handlers = {"status": self._status, "train": self._train, "events": self._events}
+        self._admin = AdminServer(federation.directory, handlers)
+
+    def serve(self) -> None:
+        """Serve until :meth:`stop` is called from a signal handler or another thread.
+
+        Raises:
+            AssayError: the port or the directory is taken, or a key is wrong.
+        """
+        with self._admin:
+            self._admit_all()
+            self._fleet.start()
+            _LOG.info("serving %s on %s", self._federation.settings.name, self._federation.settings.address)
+            try:
+                while not self._stop.is_set():
+                    self._work.clear()
+                    self._admit_all()
+                    run = self._next()
+                    if run is None:
+                        self._work.wait(_IDLE_S)
+                    else:
+                        self._execute(run)
+            finally:
+                self._fleet.stop()
+                _LOG.info("stopped")
+
+    def stop(self) -> None:
+        """Ask :meth:`serve` to return; a run in progress is kept at its last checkpoint."""
+        self._stop.set()
+        self._work.set()
+        self._fleet.interrupt()
+
+    def _admit_all(self) -> None:
+        """Let in whom the signed roster names, and nobody else; also those admitted meanwhile."""
+        members = {member.name: member for member in self._federation.roster.members()}
+        for name in self._admitted - members.keys():
+            self._fleet.revoke(name)
+        for member in members.values():
+            self._fleet.admit(member.name, member.transport_public.encode("ascii"))
+        self._admitted = set(members)
+
+    def _next(self) -> RunRecord | None:
+        running = self._registry.runs("running")
+        return running[0] if running else self._registry.next_queued()
+
+    def _execute(self, record: RunRecord) -> None:
+        """Carry one run to its end and write down how it ended; no error of a run stops the service."""
+        run, state, message = record.run, "failed", ""
+        try:
+            self._registry.set_state(run, "running")
+            message = self._train_one(record)
+            state = "done"
+        except Interrupted:
+            _LOG.info("run %s is kept at its last checkpoint", run[:8])
+            return
+        except Refused as error:
+            state, message = "refused", str(error)
+        except Unavailable as error:
+            state, message = "aborted", str(error)
+        except AssayError as error:
+            message = str(error)
+        except Exception:  # the run fails, the service goes on
+            _LOG.exception("run %s failed", run[:8])
+            message = "a defect; the coordinator's log has the details"
+        self._registry.set_state(run, state, message)
+        _LOG.info("run %s: %s %s", run[:8], state, message)
+
+    def _train_one(self, record: RunRecord) -> str:
+        text, name = record.study, record.run
+        roster = {m.name: bytes.fromhex(m.identity_public) for m in self._federation.roster.members()}
+        settings = self._federation.settings
+        with self._fleet.run(name) as grid:
+            run = Run(
+                run=name,
+                study_text=text,
+                courier=Courier(
+                    grid, identity=self._federation.identity, federation=self._federation.id, roster=roster
+                ),
+                minimum_holders=settings.minimum_holders,
+                timeout_s=float(settings.round_timeout_s),
+                save=lambda number, state: self._registry.save_checkpoint(
+                    Checkpoint(run=name, round=number, state=state)
+                ),
+                report=lambda progress: self._report(name, progress),
+                stopping=self._stop.is_set,
+            )
+            checkpoint = self._registry.latest_checkpoint(name)
+            holders = sorted(self._fleet.wait_online(roster, GATHER_S)) if checkpoint is None else []
+            trained = run.train(holders, checkpoint.state if checkpoint else None)
+            created = time.time()
+            folder = make_private_dir(self._federation.directory / "models")
+            path = folder / f"{run.study.name}-{name[:8]}.bundle"
+            label = publish(
+                path, study=run.study, trained=trained, identity=self._federation.identity, created=created
+            )
+            self._registry.add_model(
+                name,
+                path=str(path.relative_to(self._federation.directory)),
+                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                created=created,
+                expires=created + VALID_S,
+                purpose=run.study.purpose,
+                label=label,
+            )
+            run.close("done")
+        return f"models/{path.name}"
+
+    def _report(self, run: str, progress: Progress) -> None:
+        detail = asdict(progress)
+        kind = detail.pop("kind")
+        detail["holders"] = list(detail["holders"])
+        if kind == "counts":
+            self._registry.set_holders(run, detail["holders"])
+            self._registry.set_rounds(run, progress.rounds)
+        self._registry.add_event(run, kind, detail)
+        _LOG.info(
+            "run %s: %s %d/%d, %d holder(s), epsilon %.4g %s",
+            run[:8], kind, progress.round, progress.rounds, len(progress.holders), progress.epsilon, progress.detail,
+        )  # fmt: skip
+
+    def _status(self, _: dict[str, Any]) -> dict[str, Any]:
+        online = self._fleet.online()
+        return {
+            "federation": self._federation.settings.name,
+            "fingerprint": self._federation.fingerprint,
+            "address": self._federation.settings.address,
+            "holders": [
+                {"name": m.name, "online": m.name in online, "fingerprint": m.fingerprint}
+                for m in self._federation.roster.members()
+            ],
+            "runs": [run_summary(run) for run in self._registry.runs()],
+        }
+
+    def _train(self, request: dict[str, Any]) -> dict[str, Any]:
+        text = str(request["study"])
+        check_startable(text)
+        study = parse_study(text)
+        record = self._registry.add_run(name=study.name, study=text, digest=study.digest)
+        self._work.set()
+        return {"run": record.run}
+
+    def _events(self, request: dict[str, Any]) -> dict[str, Any]:
+        run = self._registry.run(str(request["run"]))
+        events = self._registry.events_since(run.run, int(request.get("since", 0)))
+        return {
+            "state": run.state,
+            "message": run.message,
+            "events": [{"seq": e.seq, "kind": e.kind, **e.detail} for e in events],
+        }
+
+
+def run_summary(run: RunRecord) -> dict[str, Any]:
+    """Return what people and machines are told about a run."""
+    fields = ("run", "name", "state", "round", "rounds", "created", "started", "ended", "message")
+    return {field: getattr(run, field) for field in fields} | {"holders": list(run.holders)}

@@ -1,0 +1,209 @@
+"""Small charts as inline SVG: scales, ticks, axes, lines, steps, bars, markers and labels.
+
+Every function is pure and returns markup; colours, dashes and fonts come from the page's style sheet
+through class names. A chart is 340 units wide, so that its text stays readable on a phone.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "WIDTH",
+    "Plot",
+    "Span",
+    "axes",
+    "bar",
+    "clipped",
+    "label",
+    "legend",
+    "line",
+    "marker",
+    "path",
+    "safe",
+    "segment",
+    "steps",
+    "svg",
+    "ticks",
+]
+
+WIDTH = 340.0
+# Marks that turn the reading direction could make a name read as another one.
+_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+Point = tuple[float, float]
+
+
+def safe(text: str) -> str:
+    """Escape ``text`` for HTML and SVG, in content and attributes; unprintable characters become U+FFFD."""
+    kept = (
+        "\ufffd" if c in _TURNING or (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") else c
+        for c in text
+    )
+    return html.escape("".join(kept), quote=True)
+
+
+def clipped(text: str, longest: int) -> str:
+    """Return ``text``, cut to ``longest`` characters with an ellipsis; not escaped."""
+    return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A linear map from values (``low``..``high``) to chart units (``start``..``stop``).
+
+    Values outside are drawn at the edge; a span without extent maps everything to ``start``.
+    """
+
+    low: float
+    high: float
+    start: float
+    stop: float
+
+    def __call__(self, value: float) -> float:
+        """Return the place of ``value`` in chart units."""
+        if not self.high > self.low:
+            return self.start
+        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        return self.start + share * (self.stop - self.start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """The area inside the axes; ``y.start`` is its lower edge."""
+
+    x: Span
+    y: Span
+
+    def at(self, x: float, y: float) -> Point:
+        """Return the place of a value pair in chart units."""
+        return self.x(x), self.y(y)
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Return at most ``most`` round numbers (steps of 1, 2 or 5 times a power of ten) from low to high."""
+    if not high > low:
+        return [low]
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    for step in (power, 2 * power, 5 * power, 10 * power, 20 * power):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first < most:
+            return [index * step for index in range(first, last + 1)]
+    return [low, high]
+
+
+def svg(key: str, *, title: str, desc: str, height: float, parts: Iterable[str]) -> str:
+    """Return a chart that a screen reader announces by ``title`` and ``desc``; ``key`` is unique on the page."""
+    return (
+        f'<svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-labelledby="{key}-title {key}-desc">'
+        f'<title id="{key}-title">{safe(title)}</title><desc id="{key}-desc">{safe(desc)}</desc>'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def label(x: float, y: float, words: str, kind: str = "", *, anchor: str = "start", turn: float = 0) -> str:
+    """Return ``words`` at a baseline point; ``anchor`` is start, middle or end, ``turn`` is in degrees."""
+    turned = f' transform="rotate({turn:g} {x:.1f} {y:.1f})"' if turn else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}"{turned}>{safe(words)}</text>'
+
+
+def path(points: Sequence[Point], kind: str, *, closed: bool = False) -> str:
+    """Return a path through chart points."""
+    places = " L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    return f'<path d="M{places}{"Z" if closed else ""}" class="{kind}"/>'
+
+
+def line(plot: Plot, xs: Iterable[float], ys: Iterable[float], kind: str) -> str:
+    """Return a line through value pairs."""
+    return path([plot.at(x, y) for x, y in zip(xs, ys, strict=True)], f"line {kind}")
+
+
+def segment(start: Point, stop: Point, kind: str) -> str:
+    """Return a straight line between two chart points."""
+    return path([start, stop], kind)
+
+
+def steps(plot: Plot, edges: Sequence[float], heights: Sequence[float], kind: str) -> str:
+    """Return a histogram's outline with a faint filling: len(edges) = len(heights) + 1."""
+    points = [plot.at(edges[0], 0)]
+    for left, right, height in zip(edges[:-1], edges[1:], heights, strict=True):
+        points += [plot.at(left, height), plot.at(right, height)]
+    points.append(plot.at(edges[-1], 0))
+    return path(points, f"fill {kind}", closed=True) + path(points, f"line {kind}")
+
+
+def bar(left: float, top: float, width: float, height: float, kind: str) -> str:
+    """Return a rectangle in chart units; never thinner than half a unit, so that a small value shows."""
+    return (
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{max(width, 0.5):.1f}" height="{height:.1f}"'
+        f' class="{kind}"/>'
+    )
+
+
+def marker(shape: str, x: float, y: float, kind: str, size: float = 5.5) -> str:
+    """Return a circle, square, diamond or tick mark around a chart point; shapes tell series apart."""
+    if shape == "circle":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:g}" class="{kind}"/>'
+    if shape == "tick":
+        return segment((x, y - size), (x, y + size), kind)
+    reach = size * (1.3 if shape == "diamond" else 0.9)
+    corners = {
+        "square": [
+            (x - reach, y - reach),
+            (x + reach, y - reach),
+            (x + reach, y + reach),
+            (x - reach, y + reach),
+        ],
+        "diamond": [(x, y - reach), (x + reach, y), (x, y + reach), (x - reach, y)],
+    }[shape]
+    return path(corners, kind, closed=True)
+
+
+def axes(
+    plot: Plot,
+    *,
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    x_words: Callable[[float], str],
+    y_words: Callable[[float], str],
+    x_title: str,
+    y_title: str,
+) -> str:
+    """Return grid lines, tick labels and titles; the y title is turned, an empty ``y_ticks`` leaves y out."""
+    left, right, bottom = plot.x.start, plot.x.stop, plot.y.start
+    parts = []
+    for value in y_ticks:
+        y = plot.y(value)
+        parts += [
+            segment((left, y), (right, y), "grid"),
+            label(left - 5, y + 4, y_words(value), anchor="end"),
+        ]
+    for value in x_ticks:
+        x = plot.x(value)
+        parts += [
+            segment((x, plot.y.stop), (x, bottom), "grid"),
+            label(x, bottom + 15, x_words(value), anchor="middle"),
+        ]
+    parts.append(segment((left, bottom), (right, bottom), "axis"))
+    parts.append(label((left + right) / 2, bottom + 33, x_title, "axis-title", anchor="middle"))
+    if y_ticks:
+        parts.append(segment((left, plot.y.stop), (left, bottom), "axis"))
+        middle = (plot.y.stop + bottom) / 2
+        parts.append(label(11, middle, y_title, "axis-title", anchor="middle", turn=-90))
+    return "".join(parts)
+
+
+def legend(x: float, y: float, rows: Sequence[tuple[str, str]]) -> str:
+    """Return line samples with words beside them: rows of (kind, words), 17 units apart, from the top down."""
+    parts = []
+    for index, (kind, words) in enumerate(rows):
+        height = y + 17 * index
+        parts += [
+            segment((x, height), (x + 28, height), f"line {kind}"),
+            label(x + 34, height + 4, words, "halo"),
+        ]
+    return "".join(parts)

@@ -1,0 +1,58 @@
+"""The ``assay`` command: each role folder brings its own group."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+
+import typer
+
+__all__ = ["main"]
+
+EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 3 refused by policy or budget."
+
+
+def _build() -> typer.Typer:
+    from assay.client.cli import app as client_app
+    from assay.models.cli import model_app, study_app
+    from assay.models.plan import plan
+    from assay.privacy.cli import app as privacy_app
+    from assay.server.cli import app as server_app
+    from assay.simulations.cli import demo, simulate
+
+    app = typer.Typer(
+        name="assay",
+        help="Privacy-preserving federated scoring: records stay with their holders, every point is explained.",
+        epilog=EPILOG,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    app.command()(demo)
+    app.add_typer(study_app, name="study", help="Check a study: schema, purpose and policy.")
+    app.add_typer(server_app, name="server", help="The coordinator: set up, admit holders, serve, train.")
+    app.add_typer(client_app, name="client", help="A data holder: set up, join, check, run.")
+    privacy_app.command()(plan)
+    app.add_typer(privacy_app, name="privacy", help="What is spent, what is left, what a run would cost.")
+    app.command()(simulate)
+    app.add_typer(model_app, name="model", help="A finished bundle: show, verify, score, explain.")
+    return app
+
+
+def _root(
+    show_version: bool = typer.Option(False, "--version", help="Show the version and exit."),
+) -> None:
+    """Privacy-preserving federated scoring."""
+    if show_version:
+        typer.echo(version("assay"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C ends it with 130 and no traceback."""
+    try:
+        _build()()
+    except KeyboardInterrupt:
+        typer.echo("assay: interrupted", err=True)
+        sys.exit(130)

@@ -1,0 +1,103 @@
+"""The words of a report: fixed texts, and numbers with the digits that people want to read."""
+
+from __future__ import annotations
+
+__all__ = [
+    "GLOSSARY",
+    "SIMULATED",
+    "added",
+    "count",
+    "duration",
+    "moved",
+    "percent",
+    "short",
+    "signed",
+    "tenths",
+]
+
+SIMULATED = (
+    "These results come from a demo or simulation. It plays every holder and therefore has all records, so it "
+    "can score held-out ones, train on one holder alone and pool everything. A live coordinator cannot: it "
+    "sees noisy sums, and none of the outcomes, scores and metrics on this page."
+)
+GLOSSARY = (
+    (
+        "AUROC",
+        "How well a score ranks: the chance that a random record with the bad outcome is ranked as riskier than "
+        "a random one without. 0.5 is a coin toss, 1 is perfect. Gini is the same on another scale: "
+        "2 × AUROC − 1.",
+    ),
+    (
+        "KS",
+        "The largest distance between the share of bad outcomes found and the share of good ones wrongly "
+        "flagged, over all cut-offs. 0 is useless, 1 is perfect.",
+    ),
+    (
+        "Log loss and Brier",
+        "How far the probabilities are from what happened; smaller is better. They notice probabilities that "
+        "are wrong although the ranking is right.",
+    ),
+    (
+        "Epsilon (ε) and delta (δ)",
+        "How much a single person can change what leaves a holder. Whatever somebody suspects about a person, "
+        "the odds of it grow by at most the factor e^ε through what was released, except with a chance of "
+        "about δ. Smaller is more private; 0 would reveal nothing.",
+    ),
+    (
+        "Points",
+        "What each piece of information adds to or takes from the score. Base points, the points of all "
+        "features and the capping to the range add up to the score exactly.",
+    ),
+    (
+        "Held-out records",
+        "Records that no model was trained on. Only on these does a comparison of models mean anything.",
+    ),
+)
+
+
+def short(value: float) -> str:
+    """Return a number with three significant digits, as people write it: 1e-6, not 1e-06."""
+    mantissa, _, power = f"{value:.3g}".partition("e")
+    return f"{mantissa}e{int(power)}" if power else mantissa
+
+
+def duration(seconds: float) -> str:
+    """Return a time span with sensible digits."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def percent(share: float) -> str:
+    """Return a share for a sentence: whole percent from 10 % on, one decimal below."""
+    return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else tenths(share)
+
+
+def tenths(share: float) -> str:
+    """Return a share for a column: one decimal, and no zero that is not one."""
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def moved(change: float) -> str:
+    """Say what a change of AUROC is."""
+    if abs(change) < 0.0005:
+        return "changes AUROC by less than 0.001"
+    return f"{'gains' if change > 0 else 'loses'} {abs(change):.3f} of AUROC"
+
+
+def added(points: int) -> str:
+    """Return points as a term of a sum, with a true minus."""
+    return f"− {-points}" if points < 0 else f"+ {points}"
+
+
+def signed(points: int) -> str:
+    """Return points with their sign, with a true minus."""
+    return f"+{points}" if points > 0 else f"−{-points}" if points < 0 else "0"
