@@ -195,6 +195,12 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(request_a):
         Request.parse(json.dumps(document).encode())
 
 
+def test_a_key_that_stands_twice_is_refused(request_a):
+    twice = request_a.to_bytes().replace(b'"name": "bank-a"', b'"name": "bank-b", "name": "bank-a"')
+    with pytest.raises(BadInput, match="twice"):
+        Request.parse(twice)
+
+
 def test_an_oversized_request_is_refused_before_it_is_parsed(tmp_path):
     path = tmp_path / "REQUEST.json"
     path.write_bytes(b" " * (1 << 20))
@@ -299,6 +305,18 @@ def test_init_on_a_file_is_refused(tmp_path):
 def test_an_interrupted_init_is_started_again(tmp_path):
     with pytest.raises(OSError, match="full"), new_home(tmp_path / "h", remedy=""):
         raise OSError("disk full")
+    enrol.init(tmp_path / "h", "bank-a")
+    assert enrol.load_keys(tmp_path / "h").name == "bank-a"
+
+
+def test_an_init_that_was_killed_is_started_again(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from assay.privacy.homes import new_home\n"
+        "from assay.privacy.keys import Identity\n"
+        "with new_home(Path(sys.argv[1]), remedy='') as home:\n"
+        "    Identity.generate().save(home / 'keys/identity.key'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "h")], check=False).returncode == -9
     enrol.init(tmp_path / "h", "bank-a")
     assert enrol.load_keys(tmp_path / "h").name == "bank-a"
 
@@ -428,6 +446,16 @@ def test_what_join_wrote_is_verified_every_time(federation, holder, request_a, t
     (holder / "keys/ca.pem").write_text(other.certificate_pem)
     with pytest.raises(Tampered, match=r"ca\.pem"):
         enrol.load_join(holder)
+
+
+@pytest.mark.parametrize("name", ["keys/ca.pem", "keys/client.pem", "join.toml"])
+def test_half_a_join_is_noticed_and_healed_by_joining_again(federation, holder, request_a, tmp_path, name):
+    file = join_file(tmp_path, federation.admit(request_a))
+    joined = enrol.join(holder, file)
+    (holder / name).unlink()
+    with pytest.raises(AssayError, match="assay client join"):
+        enrol.load_join(holder)
+    assert enrol.join(holder, file) == joined
 
 
 def test_a_holder_that_has_not_joined_is_told_how(holder):

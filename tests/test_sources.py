@@ -264,7 +264,7 @@ def test_two_open_quotes_do_not_swallow_a_row(tmp_path: Path) -> None:
     assert "r.csv" in str(error)
 
 
-@pytest.mark.parametrize("size", [2000, 3 << 20, 12 << 20])
+@pytest.mark.parametrize("size", [2000, 3 << 20, 64 << 20])
 def test_a_huge_cell_is_refused_and_does_not_fill_the_memory(size: int, tmp_path: Path) -> None:
     content = b"a,b\n1,2\n3," + b"x" * size + b"\n"
     (tmp_path / "r.csv").write_bytes(content)
@@ -274,7 +274,7 @@ def test_a_huge_cell_is_refused_and_does_not_fill_the_memory(size: int, tmp_path
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(str(error)) < 500
-    assert peak < 16 << 20
+    assert peak < 48 << 20
 
 
 def test_a_cell_is_shown_only_as_value(tmp_path: Path) -> None:

@@ -175,6 +175,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(old, new, nearest)
         ("domain = [10_000, 1_000_000]", "domain = [nan, 1]"),
         ("domain = [10_000, 1_000_000]", "domain = [1, 2, 3]"),
         ("domain = [10_000, 1_000_000]", "domain = 7"),
+        ("domain = [10_000, 1_000_000]", f"domain = [0, 1{'0' * 400}]"),
+        ("epsilon = 1", f"epsilon = 1{'0' * 400}"),
         ("domain = [10_000, 1_000_000]", "domain = [-1, 10]"),
         ("domain = [10_000, 1_000_000]", "domain = [1e300, 1.0000000000000002e300]"),
         ("domain = [-2, 8]", "domain = [-2.5, 8]"),
@@ -248,7 +250,7 @@ def test_a_feature_without_its_range_is_refused(lost):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[study", "a = 1\na = 2", "features = 3", "[[study]]\nname='a'", "\x00"]
+    "text", ["", "[study", "a = 1\na = 2", "features = 3", "[[study]]\nname='a'", "\x00", f"a = {'1' * 5000}"]
 )
 def test_what_is_no_study_is_refused(text):
     refusal(text)

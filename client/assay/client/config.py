@@ -75,7 +75,7 @@ class HolderConfig:
             directory=directory,
             name=name,
             policy=reader.read("policy", Policy, reader.table("policy", required=True)),
-            data=reader.read("data", DataSource, {**data, "directory": directory}) if data else None,
+            data=reader.read("data", DataSource, data, directory=directory) if data else None,
         )
 
     def require_data(self) -> DataSource:
@@ -121,17 +121,17 @@ class _Reader:
                     remedy=f"It is unknown; the nearest known one is {nearest!r}",
                 )
 
-    def read(self, section: str, kind: type[T], given: dict[str, Any]) -> T:
-        """Build the dataclass ``kind`` from the keys of a section; lists become tuples."""
-        known = fields(kind)  # type: ignore[arg-type]
-        self.refuse_unknown(section, given, tuple(f.name for f in known if f.name != "directory"))
+    def read(self, section: str, kind: type[T], given: dict[str, Any], **known_here: Path) -> T:
+        """Build the dataclass ``kind`` from a section (lists become tuples) and from what is known here."""
+        known = [f for f in fields(kind) if f.name not in known_here]  # type: ignore[arg-type]
+        self.refuse_unknown(section, given, tuple(f.name for f in known))
         for field in known:
             if field.default is MISSING and field.name not in given:
                 raise BadInput(
                     f"{section}.{field.name}", where=self.path, allowed="a value; the key is missing"
                 )
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-        return self.build(section, lambda: kind(**values))
+        return self.build(section, lambda: kind(**values, **known_here))
 
     def build(self, section: str, make: Callable[[], T]) -> T:
         """Call ``make``; its errors get the place of the key they are about."""

@@ -191,7 +191,6 @@ class Connection:
                 self._link.host, self._link.port, timeout=timeout, context=self._link.tls()
             )
             self._http.connect()
-            self._http.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._http.sock.settimeout(timeout)
         return self._http
 

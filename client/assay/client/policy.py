@@ -12,7 +12,6 @@ from assay.client.records import Records
 from assay.models.schema import COMPONENTS, MAX_DELTA, Study
 from assay.privacy.errors import BadInput, Refused
 from assay.privacy.ledger import Limits
-from assay.privacy.ledger import Limits
 from assay.privacy.purpose import check_purpose
 
 __all__ = ["CODES", "Policy", "admit", "require_persons"]
@@ -65,13 +64,6 @@ class Policy:
             epsilon_per_study=self.epsilon_per_study,
             epsilon_per_year=self.epsilon_per_year,
             delta=self.delta,
-        )
-
-    @property
-    def limits(self) -> Limits:
-        """The caps that the ledger enforces over runs."""
-        return Limits(
-            epsilon_per_study=self.epsilon_per_study, epsilon_per_year=self.epsilon_per_year, delta=self.delta
         )
 
     def _check_epsilons(self) -> None:

@@ -24,7 +24,7 @@ from assay.client.databases import (
     too_slow,
 )
 from assay.client.sources import DataSource, Reader
-from assay.privacy.errors import AssayError, BadInput, Unavailable
+from assay.privacy.errors import AssayError, BadData, BadInput, Unavailable
 
 __all__ = ["open_postgres"]
 
@@ -52,7 +52,11 @@ def open_postgres(settings: DataSource) -> Reader:
     where = _place(parts)
     try:
         connection = psycopg.connect(
-            address, connect_timeout=CONNECT_TIMEOUT_S, application_name="assay", **_KEEPALIVE
+            address,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            application_name="assay",
+            client_encoding="utf8",
+            **_KEEPALIVE,
         )
     except psycopg.Error as error:
         raise Unavailable(f"{where}: no connection; {_without_password(str(error), parts)}") from None
@@ -137,6 +141,8 @@ class _PostgresReader:
 
         try:
             yield
+        except UnicodeDecodeError:
+            raise BadData("text of the query or table", where=self.where, allowed="UTF-8 text") from None
         except psycopg.errors.QueryCanceled:
             raise too_slow(self.where, self._timeout_s) from None
         except psycopg.OperationalError:

@@ -26,6 +26,7 @@ from assay.privacy.errors import BadInput
 
 __all__ = ["AdditiveClippedSum", "AdditiveModel", "ClippedCounts", "MinibatchClippedSum", "natural_bound"]
 
+MAX_LOG_ODDS = 1e6  # of one cell: far beyond any model, and a sum of them is still finite
 _BLOCK = 8192  # rows worked on at a time: one block of the design matrix stays in the processor's cache
 # Contributions are cut slightly below the bound, so that rounding in float64 (relative 1e-16 per addition,
 # 1e-9 over ten million rows) or float32 (1e-7 per factor) cannot carry a person over it.
@@ -174,10 +175,11 @@ class AdditiveClippedSum:
         """Return the clipped gradient sum, float64 [size + 1], table then bias.
 
         Raises:
-            BadInput: ``theta`` has another length, or a number that is not finite.
+            BadInput: ``theta`` has another length, or a number that is not finite or beyond
+                :data:`MAX_LOG_ODDS`.
         """
-        if theta.shape != (self.size + 1,) or not np.isfinite(theta).all():
-            raise BadInput("theta", allowed=f"{self.size + 1} finite numbers")
+        if theta.shape != (self.size + 1,) or not (np.abs(theta) <= MAX_LOG_ODDS).all():
+            raise BadInput("theta", allowed=f"{self.size + 1} finite numbers within ±{MAX_LOG_ODDS:g}")
         out = np.zeros(self.size + 1, dtype=np.float64)
         table, bias = np.asarray(theta[:-1], dtype=np.float64), float(theta[-1])
         for block in self._blocks:
@@ -185,8 +187,6 @@ class AdditiveClippedSum:
             residuals *= self._scales(block, residuals)
             out[:-1] += block.design.T @ residuals
             out[-1] += residuals.sum()
-        if not np.isfinite(out).all():
-            raise BadInput("theta", allowed="numbers whose logits are finite")
         return out
 
     def _scales(self, block: _Block, residuals: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -198,7 +198,7 @@ class AdditiveClippedSum:
         limit = self.l2_clip_norm * (1 - _MARGIN)
         scales = limit / np.maximum(norms, limit)
         if not (norms * scales <= self.l2_clip_norm).all():
-            raise BadInput("theta", allowed="numbers whose gradients are finite")
+            raise BadInput("gradient", allowed="a norm within the bound after clipping")
         return scales if block.starts is None else np.repeat(scales, np.diff(block.starts))
 
 

@@ -21,7 +21,7 @@ from assay.privacy.errors import BadData, BadInput
 
 __all__ = ["KNOTS", "Encoded", "FeatureGrid", "Grid"]
 
-KNOTS = 12
+KNOTS = 8
 _CHUNK = 1 << 16  # rows encoded at a time: temporaries stay in the processor's cache
 
 

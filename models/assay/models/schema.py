@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,7 +83,10 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """True for a finite number that float64 can hold; TOML whole numbers have no upper end."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +177,8 @@ class Feature:
             or not all(map(_is_number, pair))
             or not pair[0] < pair[1]
         ):
-            raise BadInput("domain", value=pair and list(pair), allowed="[low, high], finite, low below high")
+            given = list(pair) if isinstance(pair, tuple) else pair
+            raise BadInput("domain", value=given, allowed="[low, high], finite, low below high")
         if self.kind == "integer":
             self._check_bins(*pair)
         else:

@@ -107,7 +107,7 @@ def parse_study(text: str, where: str = "study.toml") -> Study:
         raise BadInput("study", where=where, allowed=f"1 to {MAX_TEXT_BYTES} bytes of TOML")
     try:
         raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise BadInput("file", where=where, allowed=f"valid TOML ({error})") from None
     return _Parser(raw, text, where).study()
 
@@ -239,7 +239,7 @@ def _lines(text: str) -> dict[str, int]:
     """Map ``study.name``, ``features[2].column`` and so on to line numbers; tomllib does not tell them."""
     lines: dict[str, int] = {}
     table, count = "", 0
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if header := _HEADER.match(line):
             table = header[2]
             if header[1] == "[[":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,8 +45,9 @@ def ledger(
     limits = _limits(directory / "client.toml")
     identity = Identity.load(directory / "keys" / "identity.key")
     summary, left, damage = _read(directory / "ledger.sqlite", identity, limits)
-    result = {
-        "entries": list(summary.entries) if summary else [],
+    entries = list(summary.entries) if summary else []
+    result: dict[str, Any] = {
+        "entries": entries,
         "spent_epsilon": summary.spent_epsilon if summary else None,
         "reserved_epsilon": summary.reserved_epsilon if summary else None,
         "remaining_epsilon": left,
@@ -58,7 +60,7 @@ def ledger(
     }
     listed = "" if verify or summary is None else f"{_table(summary)}\n{_account(summary, left, limits)}\n"
     verdict = "verified" if damage is None else "NOT VERIFIED: do not rely on it"
-    emit(result, as_json=as_json, text=f"{listed}{len(result['entries'])} entries, {verdict}")
+    emit(result, as_json=as_json, text=f"{listed}{len(entries)} entries, {verdict}")
     if damage is not None:
         raise damage
 
@@ -73,8 +75,8 @@ def _read(
     exists = path.exists()
     try:
         opened = Ledger.open(path if exists else ":memory:", identity, read_only=exists)
-    except Tampered as damage:
-        return None, None, damage
+    except Tampered as unreadable:
+        return None, None, unreadable
     with opened as account:
         damage = _damage(account.verify)
         try:
@@ -112,6 +114,7 @@ def _table(summary: LedgerSummary) -> str:
     from datetime import UTC, datetime
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -122,8 +125,10 @@ def _table(summary: LedgerSummary) -> str:
         numbers = (entry["round"], entry["sensitivity"], entry["noise_multiplier"], entry["steps"])
         shown = ["" if number is None else f"{number:.6g}" for number in numbers]
         what = entry["kind"] if entry["outcome"] is None else f"{entry['kind']} ({entry['outcome']})"
-        table.add_row(str(entry["seq"]), when, what, entry["study"], entry["run"][:12], *shown)
-    console = Console()
+        table.add_row(
+            str(entry["seq"]), when, what, escape(entry["study"]), escape(entry["run"][:12]), *shown
+        )
+    console = Console(width=None if sys.stdout.isatty() else 160)
     with console.capture() as text:
         console.print(table)
     return text.get()

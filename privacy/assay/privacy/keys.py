@@ -76,7 +76,7 @@ class Identity:
         try:
             key = serialization.load_pem_private_key(path.read_bytes(), password=None)
         except ValueError:
-            key = None  # type: ignore[assignment]
+            key = None
         if not isinstance(key, Ed25519PrivateKey):
             raise BadInput("key file", value=str(path), allowed="an Ed25519 private key in PEM")
         return cls(key)

@@ -79,12 +79,18 @@ class AdminServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening and remove the socket; a second call does nothing."""
+        """Stop listening, finish what is being answered, remove the socket; a second call does nothing.
+
+        A handler that takes longer than five more seconds is not waited for.
+        """
         if self._listener.fileno() == -1:
             return
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
+        deadline = time.monotonic() + EXCHANGE_S
+        for _ in range(MAX_CONNECTIONS):
+            self._places.acquire(timeout=max(0.0, deadline - time.monotonic()))
         with contextlib.suppress(FileNotFoundError):
             if (self._directory / SOCKET).stat().st_ino == self._inode:
                 (self._directory / SOCKET).unlink()

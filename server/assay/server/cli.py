@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,12 +135,20 @@ def train(
     if not wait:
         emit({"run": run, "state": "queued"}, as_json=as_json, text=f"Run {run} is queued")
         return
-    result = follow(directory, run, timeout=timeout)
+    result = follow(directory, run, timeout=timeout, on_event=lambda event: note(progress_line(event)))
     emit(result, as_json=as_json, text=f"Run {run}: {result['state']} {result['message']}".rstrip())
 
 
-def follow(directory: Path, run: str, *, timeout: float, quiet: bool = False) -> dict[str, Any]:
-    """Show a run's progress on standard error until it ends.
+def follow(
+    directory: Path, run: str, *, timeout: float, on_event: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Wait for a run's end.
+
+    Args:
+        directory: the coordinator's.
+        run: identifier of the run.
+        timeout: seconds to wait at most.
+        on_event: called with each step of the run.
 
     Returns:
         ``run``, ``state`` (``"done"``), ``message``, ``bundle`` (a path), ``rounds``, ``holders``.
@@ -165,15 +174,15 @@ def follow(directory: Path, run: str, *, timeout: float, quiet: bool = False) ->
             continue
         for event in answer["events"]:
             seen, last = event["seq"], event
-            if not quiet:
-                note(_progress_line(event))
+            on_event(event)
         if answer["state"] not in ("queued", "running"):
             return _ended(directory, run, answer, last)
         time.sleep(0.2)
     raise Unavailable(f"run {run} did not end within {timeout:g} s; see: assay server status {directory}")
 
 
-def _progress_line(event: dict[str, Any]) -> str:
+def progress_line(event: dict[str, Any]) -> str:
+    """Return one step of a run as a line for people."""
     who = ", ".join(event["holders"])
     detail = f" ({event['detail']})" if event["detail"] else ""
     if event["kind"] == "offer":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 from cryptography import x509
@@ -29,6 +30,8 @@ class PeerProtocol(H11Protocol):  # type: ignore[misc]
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Note who is connected; abort when that holder already has all the connections it may have."""
         super().connection_made(transport)
+        # asyncio leaves it off for a socket it did not make: 40 ms per answer with delayed acknowledgements.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.peer = _peer_key(transport)
         self.app_state = self.app_state | {"peer": self.peer, "abort": transport.abort}
         mine = sum(getattr(other, "peer", None) == self.peer for other in self.connections)

@@ -97,7 +97,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def svg(key: str, *, title: str, desc: str, height: float, parts: Iterable[str]) -> str:
-    """Return a chart that a screen reader announces by ``title`` and ``desc``; ``key`` is unique on the page."""
+    """Return a chart, announced by ``title`` and ``desc``; no other on the page has the same ``key``."""
     return (
         f'<svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-labelledby="{key}-title {key}-desc">'
         f'<title id="{key}-title">{safe(title)}</title><desc id="{key}-desc">{safe(desc)}</desc>'
@@ -198,12 +198,12 @@ def axes(
 
 
 def legend(x: float, y: float, rows: Sequence[tuple[str, str]]) -> str:
-    """Return line samples with words beside them: rows of (kind, words), 17 units apart, from the top down."""
+    """Return line samples with words beside them: rows of (kind, words), 17 units apart, downwards."""
     parts = []
     for index, (kind, words) in enumerate(rows):
         height = y + 17 * index
         parts += [
-            segment((x, height), (x + 28, height), f"line {kind}"),
-            label(x + 34, height + 4, words, "halo"),
+            segment((x, height), (x + 24, height), kind),
+            label(x + 30, height + 4, words, "halo"),
         ]
     return "".join(parts)

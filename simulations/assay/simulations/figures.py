@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.models.metrics import roc_curve
+from assay.models.metrics import auroc, roc_curve
 from assay.simulations.charts import (
     WIDTH,
     Plot,
@@ -24,27 +24,23 @@ from assay.simulations.charts import (
     svg,
     ticks,
 )
-from assay.simulations.findings import HolderLine, PersonLine, Report
+from assay.simulations.findings import HolderLine, Report
 from assay.simulations.tallies import CalibrationRow
-from assay.simulations.wording import percent, short, signed
+from assay.simulations.wording import percent, short
 
 __all__ = [
     "SHOWN_HOLDERS",
-    "SHOWN_POINTS",
     "calibration_chart",
     "comparison_chart",
-    "points_chart",
     "privacy_chart",
     "roc_chart",
     "score_chart",
 ]
 
 SHOWN_HOLDERS = 12  # in the chart of privacy budgets; the table has more
-SHOWN_POINTS = 8  # features with the most points, per person
-_SQUARE = Plot(x=Span(low=0, high=1, start=48, stop=WIDTH - 12), y=Span(low=0, high=1, start=290, stop=10))
-_SQUARE_HEIGHT = 330
+_SQUARE = Plot(x=Span(low=0, high=1, start=54, stop=WIDTH - 20), y=Span(low=0, high=1, start=276, stop=10))
+_SQUARE_HEIGHT = 316
 _ROC_POINTS = 257  # more would not be visible
-_LARGEST_KS_LABEL = 0.25  # a smaller gap has no room for its label
 
 
 def comparison_chart(report: Report) -> str:
@@ -61,7 +57,7 @@ def comparison_chart(report: Report) -> str:
         rows.append(("All records pooled, no privacy", pooled.auroc, "square", "pooled"))
     low = min(0.5, math.floor(min(values) * 20) / 20)
     high = min(1.0, math.ceil(max(values) * 20 + 0.2) / 20)
-    bottom = 50.0 * len(rows) + 4
+    bottom = 54.0 * len(rows) + 4
     plot = Plot(
         x=Span(low=low, high=high, start=14, stop=WIDTH - 14), y=Span(low=0, high=1, start=bottom, stop=4)
     )
@@ -78,15 +74,17 @@ def comparison_chart(report: Report) -> str:
         segment((plot.x(federated.auroc), 4), (plot.x(federated.auroc), bottom), "guide"),
     ]
     for index, (words, value, shape, kind) in enumerate(rows):
-        y = 50.0 * index + 38
-        parts += [
-            label(14, y - 16, words, "strong halo"),
-            label(WIDTH - 14, y - 16, f"{value:.3f}", "strong halo", anchor="end"),
-        ]
-        if kind == "local" and local is not None:
-            parts.append(segment((plot.x(local.low), y), (plot.x(local.high), y), "line local solid"))
-            parts += [marker("circle", plot.x(single), y, "mark local hollow", 3.5) for single in singles]
-        parts.append(marker(shape, plot.x(value), y, f"mark {kind}"))
+        y = 54.0 * index + 36
+        x = plot.x(value)
+        parts.append(label(14, y - 16, words, "strong halo"))
+        beside = (x - 12, "end") if x > 70 else (x + 12, "start")
+        parts.append(label(beside[0], y + 4, f"{value:.3f}", "halo", anchor=beside[1]))
+        if kind == "local" and local is not None:  # below the average, which would cover them
+            parts.append(
+                segment((plot.x(local.low), y + 12), (plot.x(local.high), y + 12), "line local solid")
+            )
+            parts += [marker("circle", plot.x(single), y + 12, "mark local hollow", 3) for single in singles]
+        parts.append(marker(shape, x, y, f"mark {kind}"))
     desc = "; ".join(f"{words}: AUROC {value:.3f}" for words, value, _, _ in rows)
     return svg(
         "comparison", title="AUROC alone, together and pooled", desc=desc, height=bottom + 40, parts=parts
@@ -107,15 +105,17 @@ def roc_chart(report: Report) -> str:
     x, y = _SQUARE.at(0.8, 0.8)
     parts.append(label(x, y + 14, "coin toss", "quiet", anchor="middle", turn=-45))
     rows = []
-    for kind, words, probability in reversed(curves):
+    for kind, words, probability in curves:
         false, true = roc_curve(report.y_true, probability)
-        area = float(np.sum(np.diff(false) * (true[1:] + true[:-1])) / 2)
-        rows.append((kind, f"{words} {area:.3f}"))
+        rows.append((f"line {kind}", f"{words} {auroc(report.y_true, probability):.3f}"))
         parts.append(line(_SQUARE, *_thinned(false, true), kind))
         if kind == "federated":
-            parts.append(_largest_gap(false, true))
-    parts.append(legend(*_SQUARE.at(0.4, 0.05 + 0.061 * (len(rows) - 1)), rows[::-1]))
-    desc = "ROC curves; AUROC: " + "; ".join(words for _, words in rows[::-1])
+            gap, gap_words = _largest_gap(false, true)
+            parts.append(gap)
+    rows.append(("gap", gap_words))
+    x, y = _SQUARE.at(0.34, 0.05)
+    parts.append(legend(x, y - 17 * (len(rows) - 1), rows))
+    desc = "ROC curves; AUROC: " + "; ".join(words for _, words in rows)
     return svg("roc", title="ROC curve", desc=desc, height=_SQUARE_HEIGHT, parts=parts)
 
 
@@ -128,15 +128,13 @@ def _thinned(
     return false[keep], true[keep]
 
 
-def _largest_gap(false: NDArray[np.float64], true: NDArray[np.float64]) -> str:
-    """Draw the largest distance to the diagonal, which is the KS."""
+def _largest_gap(false: NDArray[np.float64], true: NDArray[np.float64]) -> tuple[str, str]:
+    """Draw the largest distance to the diagonal, which is the KS; return it with its words."""
     best = int(np.argmax(np.abs(true - false)))
-    gap = abs(float(true[best] - false[best]))
-    start, stop = _SQUARE.at(false[best], false[best]), _SQUARE.at(false[best], true[best])
-    drawn = segment(start, stop, "guide strong-guide")
-    if gap < _LARGEST_KS_LABEL or false[best] > 0.5:
-        return drawn
-    return drawn + label(start[0] + 5, (start[1] + stop[1]) / 2, f"KS {gap:.3f}", "halo")
+    low, high = _SQUARE.at(false[best], false[best]), _SQUARE.at(false[best], true[best])
+    drawn = segment(low, high, "gap")
+    drawn += "".join(segment((x - 4, y), (x + 4, y), "gap") for x, y in (low, high))
+    return drawn, f"Largest gap: KS {abs(true[best] - false[best]):.3f}"
 
 
 def _shares(x_title: str, y_title: str, high: float = 1.0) -> str:
@@ -147,8 +145,8 @@ def _shares(x_title: str, y_title: str, high: float = 1.0) -> str:
         plot,
         x_ticks=marks,
         y_ticks=marks,
-        x_words=lambda v: f"{100 * v:.0f} %",
-        y_words=lambda v: f"{100 * v:.0f} %",
+        x_words=lambda v: f"{100 * v:g} %",
+        y_words=lambda v: f"{100 * v:g} %",
         x_title=x_title,
         y_title=y_title,
     )
@@ -177,8 +175,10 @@ def calibration_chart(rows: list[CalibrationRow]) -> str:
         parts.append(segment((x, bottom), (x, top), "line federated thin"))
         parts += [segment((x - 4, end), (x + 4, end), "line federated thin") for end in (bottom, top)]
         parts.append(marker("circle", x, y, "mark federated", 4.5))
-    x, y = plot.at(0.88 * high, 0.88 * high)
-    parts.append(label(x, y + 15, "as predicted", "quiet halo", anchor="middle", turn=-45))
+    rows_above = sum(row.observed > row.predicted for row in rows)
+    corner = (0.34, 0.11) if 2 * rows_above >= len(rows) else (0.03, 0.97)  # away from the points
+    named = [("guide", "As predicted"), ("line federated thin", "Observed, 95 % interval")]
+    parts.append(legend(*_SQUARE.at(*corner), named))
     desc = "; ".join(f"predicted {percent(row.predicted)}, observed {percent(row.observed)}" for row in rows)
     return svg(
         "calibration", title="Predicted and observed bad rates", desc=desc, height=_SQUARE_HEIGHT, parts=parts
@@ -193,10 +193,10 @@ def score_chart(report: Report) -> str:
     for kind, outcome in (("good", 0.0), ("bad", 1.0)):
         counts, _ = np.histogram(report.score[report.y_true == outcome], bins=edges)
         shares[kind] = counts / counts.sum()
-    high = max(float(heights.max()) for heights in shares.values()) * 1.12
+    high = max(float(heights.max()) for heights in shares.values()) * 1.05
     plot = Plot(
-        x=Span(low=scale.low, high=scale.high, start=48, stop=WIDTH - 12),
-        y=Span(low=0, high=high, start=210, stop=24),
+        x=Span(low=scale.low, high=scale.high, start=54, stop=WIDTH - 20),
+        y=Span(low=0, high=high, start=220, stop=26),
     )
     parts = [
         axes(
@@ -204,53 +204,50 @@ def score_chart(report: Report) -> str:
             x_ticks=[scale.low + (scale.high - scale.low) * i / 6 for i in range(7)],
             y_ticks=ticks(0, high, 5),
             x_words=lambda v: f"{v:.0f}",
-            y_words=percent,
+            y_words=lambda v: f"{100 * v:g} %",
             x_title="Score (higher is safer)",
             y_title="Share of each group",
         ),
         steps(plot, edges.tolist(), shares["good"].tolist(), "good"),
         steps(plot, edges.tolist(), shares["bad"].tolist(), "bad"),
-        *_peak_labels(plot, edges, shares),
+        *_names(plot, edges, shares),
     ]
     desc = "Histograms of scores; " + "; ".join(
         f"{kind} outcomes: median {np.median(report.score[report.y_true == outcome]):.0f}"
         for kind, outcome in (("good", 0), ("bad", 1))
     )
-    return svg("scores", title="Scores by outcome", desc=desc, height=250, parts=parts)
+    return svg("scores", title="Scores by outcome", desc=desc, height=260, parts=parts)
 
 
-def _peak_labels(plot: Plot, edges: NDArray[np.float64], shares: dict[str, NDArray[np.float64]]) -> list[str]:
-    """Name each histogram beside its peak, away from the other one."""
-    peaks = {kind: int(np.argmax(heights)) for kind, heights in shares.items()}
-    leftmost = "good" if peaks["good"] < peaks["bad"] else "bad"
-    parts = []
-    for kind, peak in peaks.items():
-        to_left = kind == leftmost
-        x = plot.x(edges[peak]) - 5 if to_left else plot.x(edges[peak + 1]) + 5
-        words = f"{kind} outcome"
-        room = 6.4 * len(words)  # a generous width of the text
-        x = max(x, plot.x.start + room + 4) if to_left else min(x, plot.x.stop - room)
-        y = plot.y(float(shares[kind][peak])) + 2
-        parts.append(label(x, y, words, f"strong halo {kind}-words", anchor="end" if to_left else "start"))
-    return parts
+def _names(plot: Plot, edges: NDArray[np.float64], shares: dict[str, NDArray[np.float64]]) -> list[str]:
+    """Name both histograms above the plot, each on the side of the other's peak where its own peak is."""
+    good, bad = (plot.x(edges[np.argmax(shares[kind])]) for kind in ("good", "bad"))
+    between = min(max((good + bad) / 2, 150.0), WIDTH - 130.0)
+    left, right = ("good", "bad") if good < bad else ("bad", "good")
+    return [
+        label(between - 34, 14, f"{left} outcome", "strong", anchor="end"),
+        segment((between - 30, 10), (between - 8, 10), f"line {left}"),
+        segment((between + 8, 10), (between + 30, 10), f"line {right}"),
+        label(between + 34, 14, f"{right} outcome", "strong"),
+    ]
 
 
 def privacy_chart(holders: tuple[HolderLine, ...]) -> str:
     """Draw for each holder what one person's privacy has cost, against the holder's own cap."""
     shown = holders[:SHOWN_HOLDERS]
     largest = max(max(h.epsilon_spent, h.epsilon_limit or 0.0) for h in shown)
-    across = Span(low=0, high=largest, start=14, stop=WIDTH - 16)
+    across = Span(low=0, high=largest, start=2, stop=WIDTH - 4)
     parts, words = [], []
     for index, holder in enumerate(shown):
         y = 42.0 * index + 14
-        limit = "no cap" if holder.epsilon_limit is None else f"of {holder.epsilon_limit:.3g}"
-        spent = f"ε {holder.epsilon_spent:.3g} {limit}"
+        limit = ", no cap" if holder.epsilon_limit is None else f" of {short(holder.epsilon_limit)}"
+        spent = f"ε {short(holder.epsilon_spent)}{limit}"
         words.append(f"{holder.name}: {spent}")
-        parts += [label(14, y, clipped(holder.name, 28), "strong"), label(WIDTH - 14, y, spent, anchor="end")]
+        parts += [label(2, y, clipped(holder.name, 28), "strong"), label(WIDTH - 3, y, spent, anchor="end")]
         if holder.epsilon_limit is not None:
-            parts.append(bar(14, y + 7, across(holder.epsilon_limit) - 14, 12, "track"))
+            parts.append(bar(2, y + 7, across(holder.epsilon_limit) - 2, 12, "track"))
             parts.append(marker("tick", across(holder.epsilon_limit), y + 13, "line cap", 9))
-        parts.append(bar(14, y + 7, across(holder.epsilon_spent) - 14, 12, "bar federated"))
+        parts.append(bar(2, y + 7, across(holder.epsilon_spent) - 2, 12, "bar federated"))
     return svg(
         "privacy",
         title="Privacy budget spent at each holder",
@@ -258,29 +255,3 @@ def privacy_chart(holders: tuple[HolderLine, ...]) -> str:
         height=42.0 * len(shown) + 2,
         parts=parts,
     )
-
-
-def points_chart(person: PersonLine, key: str) -> str:
-    """Draw the features with the most points, left for points lost and right for points gained."""
-    ranked = sorted(person.points, key=lambda row: -abs(row[2]))
-    rows = [
-        (f"{clipped(name, 24)}: {clipped(value, 14)}", points)
-        for name, value, points in ranked[:SHOWN_POINTS]
-    ]
-    if ranked[SHOWN_POINTS:]:
-        rest = ranked[SHOWN_POINTS:]
-        rows.append((f"{len(rest)} more features", sum(points for _, _, points in rest)))
-    reach = max([1, *(abs(points) for _, points in rows)])
-    across = Span(low=-reach, high=reach, start=14, stop=WIDTH - 14)
-    height = 32.0 * len(rows) + 4
-    parts = [segment((across(0), 18), (across(0), height), "axis")]
-    for index, (words, points) in enumerate(rows):
-        y = 32.0 * index + 13
-        left, right = sorted((across(0), across(points)))
-        parts += [
-            label(14, y, words, "halo"),
-            label(WIDTH - 14, y, signed(points), "strong halo", anchor="end"),
-            bar(left, y + 5, right - left, 9, "bar gain" if points >= 0 else "bar loss"),
-        ]
-    desc = "; ".join(f"{words}: {signed(points)}" for words, points in rows)
-    return svg(key, title=f"Points of {person.title}", desc=desc, height=height, parts=parts)

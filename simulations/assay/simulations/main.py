@@ -22,7 +22,7 @@ def _build() -> typer.Typer:
 
     app = typer.Typer(
         name="assay",
-        help="Privacy-preserving federated scoring: records stay with their holders, every point is explained.",
+        help="Privacy-preserving federated scoring: records stay put, every point is explained.",
         epilog=EPILOG,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -56,3 +56,7 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("assay: interrupted", err=True)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

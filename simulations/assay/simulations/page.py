@@ -16,7 +16,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-
 _STYLE = Path(__file__).with_name("report.css")
 
 
-def page(*, title: str, header: str, sections: Sequence[tuple[str, str, str]], footer: str) -> str:
+def page(*, title: str, header: str, sections: Sequence[tuple[str, str, str]]) -> str:
     """Return a whole page; sections are (key, heading, inner HTML), listed in a table of contents."""
     contents = "".join(f'<li><a href="#{key}">{safe(heading)}</a></li>' for key, heading, _ in sections)
     body = "".join(section(key, heading, inner) for key, heading, inner in sections)
@@ -27,13 +27,14 @@ def page(*, title: str, header: str, sections: Sequence[tuple[str, str, str]], f
         '<meta name="color-scheme" content="light dark">'
         f"<title>{safe(title)}</title><style>\n{_STYLE.read_text(encoding='utf-8')}</style></head>\n"
         f'<body><header>{header}</header>\n<nav aria-label="Contents"><ul>{contents}</ul></nav>\n'
-        f"<main>{body}</main>\n<footer>{footer}</footer></body></html>\n"
+        f"<main>{body}</main></body></html>\n"
     )
 
 
 def section(key: str, heading: str, inner: str) -> str:
     """Return a section that can be linked to."""
-    return f'<section id="{key}" aria-labelledby="{key}-h"><h2 id="{key}-h">{safe(heading)}</h2>{inner}</section>\n'
+    title = f'<h2 id="{key}-h">{safe(heading)}</h2>'
+    return f'<section id="{key}" aria-labelledby="{key}-h">{title}{inner}</section>\n'
 
 
 def paragraph(words: str, kind: str = "") -> str:

@@ -15,26 +15,19 @@ from assay.models.metrics import expected_calibration_error, roc_curve
 from assay.privacy.files import write_durably
 from assay.simulations import figures
 from assay.simulations.charts import safe
-from assay.simulations.findings import (
-    Comparison,
-    HolderLine,
-    LocalSpread,
-    Metrics,
-    PersonLine,
-    Report,
-)
-from assay.simulations.page import card, disclosure, figure, items, page, paragraph, table
+from assay.simulations.findings import Comparison, HolderLine, LocalSpread, Metrics, PersonLine, Report
+from assay.simulations.page import disclosure, figure, items, page, paragraph, table
+from assay.simulations.people import people_section
 from assay.simulations.tallies import calibration_rows, score_rows
 from assay.simulations.wording import (
     GLOSSARY,
     SIMULATED,
-    added,
     count,
     duration,
     moved,
+    odds_factor,
     percent,
     short,
-    signed,
     tenths,
 )
 
@@ -60,7 +53,7 @@ def _html(report: Report) -> str:
         ("calibrated", "Are the probabilities right?", _calibration),
         ("distribution", "Scores by outcome", _scores),
         ("budget", "Privacy", _privacy),
-        ("persons", "A few records, explained", _people),
+        ("persons", "A few records, explained", people_section),
         ("reading", "How to read this", _reading),
         ("file", "The model file", _file),
     )
@@ -69,24 +62,26 @@ def _html(report: Report) -> str:
         title=report.title,
         header=_headline(report),
         sections=[row for row in sections if row[2]],
-        footer=paragraph(SIMULATED),
     )
 
 
 def _headline(report: Report) -> str:
     rows = sum(holder.rows for holder in report.holders)
-    right = f"{100 * report.comparison.federated.auroc:.0f}"
+    auroc = report.comparison.federated.auroc
+    together = " together" if len(report.holders) > 1 else ""
     lead = (
-        f"{count(len(report.holders), 'holder')} with {rows:,} records trained one score together, and no "
-        f"record left its holder. Of one person with the outcome “{report.outcome_meaning}” and one without, "
-        f"the score ranks the right one as riskier {right} times out of 100."
+        f"{count(len(report.holders), 'holder')} with {rows:,} records trained one score{together}, and no "
+        f"record left its holder. Shown one person with the outcome “{report.outcome_meaning}” and one "
+        f"without, the score ranks the first as riskier {100 * auroc:.0f} times out of 100; a coin toss "
+        "would 50 times."
     )
     privacy = (
-        f"Whatever anyone learns from the training about one person is limited to ε = {short(report.epsilon)} "
-        f"(δ = {short(report.delta)})."
+        "Whatever somebody suspects about a person, the released training messages change the odds of it "
+        f"by a factor of at most {odds_factor(report.epsilon)}, but for a chance of about 1 in "
+        f"{1 / report.delta:,.0f} (ε\u00a0=\u00a0{short(report.epsilon)}, δ\u00a0=\u00a0{short(report.delta)})."
     )
     tiles = (
-        ("AUROC, held out", f"{report.comparison.federated.auroc:.3f}"),
+        ("AUROC, held out", f"{auroc:.3f}"),
         ("Holders", f"{len(report.holders):,}"),
         ("Privacy, ε", short(report.epsilon)),
         ("Rounds", f"{report.rounds:,}"),
@@ -108,7 +103,7 @@ def _comparison(report: Report) -> str:
         rows.append(("Pooled, no privacy", *_metrics(pooled)))
     if local is not None:
         spread = (("average", local.mean), ("weakest", local.low), ("best", local.high))
-        rows += [(f"Alone, {name}", f"{value:.3f}", "", "", "", "") for name, value in spread]
+        rows += [(f"Alone, {name}", f"{value:.3f}", "–", "–", "–", "–") for name, value in spread]
     measured = table(f"On {len(report.y_true):,} held-out records", heads, rows)
     singles = [
         (holder.name, f"{holder.rows:,}", "–" if holder.local_auroc is None else f"{holder.local_auroc:.3f}")
@@ -151,19 +146,19 @@ def _ranking(report: Report) -> str:
     found = {name: roc_curve(report.y_true, probability) for name, probability in curves.items()}
     levels = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5)
     rows = [
-        (percent(level), *(percent(float(np.interp(level, *curve))) for curve in found.values()))
+        (f"{100 * level:g}", *(tenths(float(np.interp(level, *curve))) for curve in found.values()))
         for level in levels
     ]
     tenth = percent(float(np.interp(0.1, *found["Federated"])))
     return figure(
         figures.roc_chart(report),
-        "The further a curve bends to the upper left, the better the ranking; the dotted diagonal is guessing. "
-        f"A cut-off that wrongly flags 10 % of the good finds {tenth} of the bad.",
+        "The further a curve bends to the upper left, the better the ranking; the dotted diagonal is "
+        f"guessing. A cut-off that wrongly flags 10 % of the good finds {tenth} of the bad.",
         paragraph(
             "Every cut-off trades one mistake for the other. The table reads the curves: how many of the bad "
             "outcomes are found when a given share of the good ones is flagged by mistake."
         )
-        + disclosure("Data table", table("Bad found", ("Good flagged", *found), rows), opened=True),
+        + disclosure("Data table", table("Bad found, %", ("Good flagged, %", *found), rows), opened=True),
     )
 
 
@@ -173,22 +168,22 @@ def _calibration(report: Report) -> str:
     error = expected_calibration_error(report.y_true, report.probability)
     rows = [
         (
-            str(index),
+            tenths(row.predicted),
+            tenths(row.observed),
+            f"{tenths(row.low)}–{tenths(row.high)}",
             f"{row.rows:,}",
-            percent(row.predicted),
-            percent(row.observed),
-            f"{percent(row.low)} – {percent(row.high)}",
         )
-        for index, row in enumerate(bins, start=1)
+        for row in bins
     ]
-    heads = ("Bin", "Records", "Predicted", "Observed", "95 % interval")
+    heads = ("Predicted, %", "Observed, %", "95 % interval", "Records")
     return figure(
         figures.calibration_chart(bins),
         "Points on the diagonal mean that a stated chance is the chance that comes true. "
         f"Here the diagonal passes through {holding} of {count(len(bins), 'interval')}.",
         paragraph(
-            f"Records are sorted by predicted probability and cut into {count(len(bins), 'bin')} of about equal "
-            f"count. On average prediction and observation differ by {100 * error:.1f} percentage points."
+            f"Records are sorted by predicted probability and cut into {count(len(bins), 'bin')} of about "
+            f"equal count. On average prediction and observation differ by {100 * error:.1f} percentage "
+            "points."
         )
         + disclosure("Data table", table("Bad rate, predicted and observed", heads, rows), opened=True),
     )
@@ -201,8 +196,8 @@ def _scores(report: Report) -> str:
             f"{row.low}–{row.high}",
             row.band,
             f"{row.rows:,}",
-            percent(row.rows / len(report.y_true)),
-            percent(row.bad / row.rows) if row.rows >= _SMALL else "n too small",
+            tenths(row.rows / len(report.y_true)),
+            tenths(row.bad / row.rows) if row.rows >= _SMALL else "n too small",
         )
         for row in rows
     ]
@@ -214,11 +209,11 @@ def _scores(report: Report) -> str:
         f"above {good:.0f}, half of the bad ones above {bad:.0f}.",
         paragraph(
             f"Of all held-out records, {percent(base)} have the outcome “{report.outcome_meaning}”. The rate "
-            f"should fall from row to row as the score rises; rates from fewer than {_SMALL} records are not shown."
+            f"should fall as the score rises; a rate from fewer than {_SMALL} records is not shown."
         )
         + disclosure(
-            "Bad rate by score",
-            table("Bad rate by score", ("Score", "Band", "Records", "Share", "Bad rate"), lines),
+            "Data table",
+            table("Bad rate by score", ("Score", "Band", "Records", "Share, %", "Bad rate, %"), lines),
             opened=True,
         ),
     )
@@ -243,12 +238,12 @@ def _privacy(report: Report) -> str:
     )
     return figure(
         figures.privacy_chart(report.holders),
-        "Filled: what each holder's ledger says one person has spent. Upright mark: the holder's own cap, beyond "
-        f"which it refuses to answer.{more}",
+        "Filled: what each holder's ledger says one person has spent. Upright mark: the holder's own cap, "
+        f"beyond which it refuses to answer.{more}",
         _label(report.label_words)
         + paragraph(
-            "Not covered either: the numbers on this page. They are computed from records without noise, which "
-            "is possible only because the run is simulated."
+            "Not covered either: the numbers on this page. They are computed from records without noise, "
+            "which is possible only because the run is simulated."
         )
         + disclosure("Data table", table("Privacy by holder" + _left_out(report), heads, rows)),
     )
@@ -266,45 +261,8 @@ def _label(words: str) -> str:
             parts.append(items(pending))
             pending = []
         if line.strip():
-            parts.append(paragraph(line.strip()))
+            parts.append(paragraph(line.strip(), "reasons" if line.rstrip().endswith(":") else ""))
     return "".join(parts)
-
-
-def _people(report: Report) -> str:
-    if not report.people:
-        return ""
-    cards = "".join(
-        card(_person(person, f"person-{index}", report))
-        for index, person in enumerate(report.people, start=1)
-    )
-    intro = paragraph(
-        "Points are counted from the population's average: +10 is ten points better than the average, −10 ten "
-        "points worse. Each score is the sum of its points."
-    )
-    return f'{intro}<div class="cards">{cards}</div>'
-
-
-def _person(person: PersonLine, key: str, report: Report) -> str:
-    total = sum(points for _, _, points in person.points)
-    sums = " ".join(
-        (
-            f"{person.base_points} base",
-            f"{added(total)} points",
-            f"{added(person.capped)} capped",
-            f"= {person.score}",
-        )
-    )
-    rows = [("Base", "", str(person.base_points))]
-    rows += [(name, value, signed(points)) for name, value, points in person.points]
-    rows += [("Capped to the range", "", signed(person.capped)), ("Score", "", str(person.score))]
-    chance = f"{person.band}, {percent(person.probability)} chance of “{report.outcome_meaning}”"
-    reasons = paragraph("Main reasons it is not higher", "reasons") + items(person.reasons, "ol")
-    return (
-        f'<h3>{safe(person.title)}</h3><p class="score">{person.score}</p>{paragraph(chance)}'
-        f"<figure>{figures.points_chart(person, key)}<figcaption>{safe(sums)}</figcaption></figure>"
-        f"{reasons if person.reasons else ''}"
-        f"{disclosure('All points', table('All points', ('Feature', 'Value', 'Points'), rows))}"
-    )
 
 
 def _reading(report: Report) -> str:
@@ -320,7 +278,7 @@ def _file(report: Report) -> str:
     rows = (("File", report.bundle_name), ("Fingerprint", report.fingerprint))
     listed = "".join(f"<dt>{safe(name)}</dt><dd><code>{safe(value)}</code></dd>" for name, value in rows)
     check = paragraph(
-        "Compare the fingerprint before using the file; `assay model verify` checks its signature."
+        "Compare the fingerprint before using the file; “assay model verify” checks its signature."
     )
     return f'<dl class="glossary">{listed}</dl>{check}'
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 __all__ = [
     "GLOSSARY",
     "SIMULATED",
@@ -9,6 +11,7 @@ __all__ = [
     "count",
     "duration",
     "moved",
+    "odds_factor",
     "percent",
     "short",
     "signed",
@@ -16,15 +19,15 @@ __all__ = [
 ]
 
 SIMULATED = (
-    "These results come from a demo or simulation. It plays every holder and therefore has all records, so it "
-    "can score held-out ones, train on one holder alone and pool everything. A live coordinator cannot: it "
-    "sees noisy sums, and none of the outcomes, scores and metrics on this page."
+    "These results come from a demo or simulation. It plays every holder and therefore has all records, so "
+    "it can score held-out ones, train on one holder alone and pool everything. A live coordinator cannot: "
+    "it sees noisy sums, and none of the outcomes, scores and metrics on this page."
 )
 GLOSSARY = (
     (
         "AUROC",
-        "How well a score ranks: the chance that a random record with the bad outcome is ranked as riskier than "
-        "a random one without. 0.5 is a coin toss, 1 is perfect. Gini is the same on another scale: "
+        "How well a score ranks: the chance that a random record with the bad outcome is ranked as riskier "
+        "than a random one without. 0.5 is a coin toss, 1 is perfect. Gini is the same on another scale: "
         "2 × AUROC − 1.",
     ),
     (
@@ -39,9 +42,9 @@ GLOSSARY = (
     ),
     (
         "Epsilon (ε) and delta (δ)",
-        "How much a single person can change what leaves a holder. Whatever somebody suspects about a person, "
-        "the odds of it grow by at most the factor e^ε through what was released, except with a chance of "
-        "about δ. Smaller is more private; 0 would reveal nothing.",
+        "How much a single person can change what leaves a holder. Whatever somebody suspects about a "
+        "person, the odds of it grow by at most the factor e^ε through what was released, except with a "
+        "chance of about δ. Smaller is more private; 0 would reveal nothing.",
     ),
     (
         "Points",
@@ -71,14 +74,25 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
+def odds_factor(epsilon: float) -> str:
+    """Return e^epsilon, rounded up to two digits; the bound on how much odds can change."""
+    if epsilon > 14:
+        return "over a million"
+    factor = math.exp(epsilon)
+    unit = 10.0 ** (math.floor(math.log10(factor)) - 1)
+    rounded = math.ceil(factor / unit) * unit
+    return f"{rounded:,.1f}" if unit < 1 else f"{rounded:,.0f}"
+
+
 def percent(share: float) -> str:
     """Return a share for a sentence: whole percent from 10 % on, one decimal below."""
-    return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else tenths(share)
+    number = f"{100 * share:.0f}" if share >= 0.0995 or share == 0 else tenths(share)
+    return f"{number}\u00a0%"
 
 
 def tenths(share: float) -> str:
-    """Return a share for a column: one decimal, and no zero that is not one."""
-    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+    """Return a share in percent for a column: one decimal, and no zero that is not one."""
+    return "< 0.1" if 0 < share < 0.0005 else f"{100 * share:.1f}"
 
 
 def count(number: int, noun: str) -> str:

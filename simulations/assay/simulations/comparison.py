@@ -1,0 +1,190 @@
+"""One study three ways on the same records: each holder alone, federated, and pooled in one place.
+
+All three at the same epsilon and through the same code, so that only who works together differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from assay.client.records import Records
+from assay.models.encoding import Grid
+from assay.models.explain import explain
+from assay.models.scorecard import Scorecard, Scores
+from assay.privacy.errors import BadInput
+from assay.simulations.engine import Federated, federate
+from assay.simulations.findings import Comparison, LocalSpread, Metrics, PersonLine
+
+__all__ = [
+    "Baselines",
+    "Evaluation",
+    "evaluate",
+    "people_lines",
+    "records_at",
+    "scorecard_of",
+    "train_baselines",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A scorecard on held-out records.
+
+    Attributes:
+        card: the scorecard.
+        scores: of the held-out records, in order.
+        metrics: against their outcomes.
+    """
+
+    card: Scorecard
+    scores: Scores = field(repr=False)
+    metrics: Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baselines:
+    """What the federated model is compared with.
+
+    Attributes:
+        local: each holder's own model, by name.
+        pooled: the model of one holder that has everything.
+    """
+
+    local: dict[str, Evaluation]
+    pooled: Evaluation
+
+    def compared_with(self, federated: Evaluation) -> Comparison:
+        """Return the three side by side."""
+        aurocs = [own.metrics.auroc for own in self.local.values()]
+        spread = LocalSpread(mean=float(np.mean(aurocs)), low=min(aurocs), high=max(aurocs))
+        return Comparison(local=spread, federated=federated.metrics, pooled=self.pooled.metrics)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the baselines as the JSON of ``assay simulate``; local-only is the mean over holders."""
+        aurocs = {name: own.metrics.auroc for name, own in self.local.items()}
+        return {
+            "local_only_auroc": float(np.mean(list(aurocs.values()))),
+            "local_only_best_auroc": max(aurocs.values()),
+            "local_only_auroc_by_holder": aurocs,
+            "pooled_auroc": self.pooled.metrics.auroc,
+            "pooled": asdict(self.pooled.metrics),
+        }
+
+
+def records_at(records: Records, rows: NDArray[np.int64]) -> Records:
+    """Return the chosen rows as records of their own, persons numbered anew.
+
+    Raises:
+        BadInput: no row is chosen.
+    """
+    persons = None
+    if records.persons is not None:
+        persons = np.unique(records.persons[rows], return_inverse=True)[1].astype(np.int64)
+    return Records(
+        columns={name: values[rows] for name, values in records.columns.items()},
+        labels=records.labels[rows],
+        persons=persons,
+        absent=records.absent,
+        ignored=records.ignored,
+    )
+
+
+def evaluate(card: Scorecard, test: Records) -> Evaluation:
+    """Score held-out records.
+
+    Raises:
+        BadInput: the held-out records have only one outcome.
+    """
+    scores = card.score(card.grid.encode(test.columns))
+    return Evaluation(card=card, scores=scores, metrics=Metrics.of(test.labels, scores.probability))
+
+
+def scorecard_of(done: Federated) -> Scorecard:
+    """Return the scorecard of a simulated run."""
+    return Scorecard.of(done.study, Grid.of(done.study), done.trained.theta, done.trained.counts)
+
+
+def train_baselines(
+    text: str,
+    holders: Mapping[str, Records],
+    test: Records,
+    *,
+    step: Callable[[str], None] = lambda _: None,
+) -> Baselines:
+    """Train every holder alone and all of them pooled, at the study's epsilon.
+
+    Args:
+        text: the study file.
+        holders: training records by holder.
+        test: held-out records.
+        step: called with words before each training.
+    """
+    local = {}
+    for name, records in holders.items():
+        step(f"local-only model of {name}")
+        alone = federate(text, {name: records})
+        local[name] = evaluate(scorecard_of(alone), test)
+    step("pooled model")
+    together = federate(text, {"pooled": pool(list(holders.values()))})
+    return Baselines(local=local, pooled=evaluate(scorecard_of(together), test))
+
+
+def pool(parts: list[Records]) -> Records:
+    """Put the records of several holders in one place; no person is taken to be at two of them.
+
+    A column that a holder lacks is missing in that holder's rows.
+    """
+    rows = [part.rows for part in parts]
+    columns = {
+        name: np.concatenate(
+            [
+                part.columns.get(name, _missing(count, parts, name))
+                for part, count in zip(parts, rows, strict=True)
+            ]
+        )
+        for name in dict.fromkeys(name for part in parts for name in part.columns)
+    }
+    persons = None
+    if all(part.persons is not None for part in parts):
+        offsets = np.cumsum([0, *(part.persons_count for part in parts[:-1])])
+        codes = [part.persons + offset for part, offset in zip(parts, offsets, strict=True)]
+        persons = np.concatenate(codes)
+    return Records(columns=columns, labels=np.concatenate([part.labels for part in parts]), persons=persons)
+
+
+def _missing(rows: int, parts: list[Records], name: str) -> NDArray[Any]:
+    dtype = next(part.columns[name].dtype for part in parts if name in part.columns)
+    return np.full(rows, np.nan if dtype.kind == "f" else None, dtype=dtype)
+
+
+def people_lines(evaluation: Evaluation, test: Records) -> tuple[PersonLine, ...]:
+    """Explain three held-out records: one of the lowest, one of the middle, one of the highest scores."""
+    order = np.argsort(evaluation.scores.score, kind="stable")
+    if not len(order):
+        raise BadInput("held-out records", allowed="at least one")
+    chosen = [order[int(share * (len(order) - 1))] for share in (0.02, 0.5, 0.98)]
+    return tuple(_person(evaluation, test, int(row)) for row in dict.fromkeys(chosen))
+
+
+def _person(evaluation: Evaluation, test: Records, row: int) -> PersonLine:
+    record = {name: _cell(values[row]) for name, values in test.columns.items()}
+    found = explain(evaluation.card, record)
+    return PersonLine(
+        title=f"Held-out record {row + 1}",
+        score=found["score"],
+        band=found["band"],
+        probability=found["probability"],
+        points=tuple((f["label"], f["value"], f["points"]) for f in found["features"]),
+        base_points=found["base_points"],
+        capped=found["capped"],
+        reasons=tuple(reason["words"] for reason in found["reasons"]),
+    )
+
+
+def _cell(value: object) -> object:
+    return None if value is None or value != value else value
