@@ -226,6 +226,10 @@ def main() -> None:
     app = make_app(state)
     if crash := settings.get("crash"):
         _crash_at(crash)
+    if "beat" in settings:
+        from assay.client import session
+
+        session.BEAT_EVERY_S = settings["beat"]
 
     def log(line: str) -> None:
         sys.stderr.write(line + "\n")

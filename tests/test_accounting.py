@@ -121,6 +121,20 @@ def test_the_same_sampled_event_listed_twice_costs_as_much_as_twice_the_steps():
     assert epsilon_of([once, once], 1e-6) == pytest.approx(epsilon_of([twice], 1e-6), abs=0.01)
 
 
+@pytest.mark.slow
+def test_a_tiny_sampled_cost_is_priced_within_the_accountants_error():
+    event = Event(noise_multiplier=100.0, sample_rate=0.01)
+    assert 0 < epsilon_of([event], 1e-6) <= 0.01
+
+
+@pytest.mark.slow
+def test_a_long_history_is_priced_without_gigabytes():
+    """100,000 steps took 3 GB at the accountant's default width; the bound stays an upper bound."""
+    event = Event(noise_multiplier=1.0, sample_rate=0.01, steps=100_000)
+    exact = 27.683  # Opacus' PRV accountant at its default width, 2.3 GB
+    assert exact <= epsilon_of([event], 1e-6) <= exact * 1.002
+
+
 def test_sampled_steps_that_would_need_gigabytes_are_refused():
     with pytest.raises(BadInput, match="privacy loss of the sampled steps"):
         epsilon_of([Event(noise_multiplier=0.3, sample_rate=0.5, steps=1000)], 1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import socket
 import ssl
@@ -133,7 +134,10 @@ def test_a_certified_key_that_is_not_admitted_is_refused(peers_of):
 
 def test_a_revoked_holder_is_refused_at_once_and_may_be_admitted_again(server, peers_of, parties):
     alpha = peers_of[0]
-    assert alpha.post(BEAT, SendNodeHeartbeatRequest(node=Node(node_id=alpha.node), heartbeat_interval=30))[0] == 200
+    assert (
+        alpha.post(BEAT, SendNodeHeartbeatRequest(node=Node(node_id=alpha.node), heartbeat_interval=30))[0]
+        == 200
+    )
     server.revoke("alpha")
     assert alpha.post(PULL, alpha.pull()) == (401, b"unknown-key")
     server.revoke("alpha")  # twice changes nothing
@@ -165,7 +169,6 @@ def test_the_signing_key_must_be_the_key_of_the_certificate(peers_of):
 
 def test_a_node_speaks_for_itself_only(server, peers_of):
     alpha, beta = peers_of[:2]
-    server.start if False else None
     other = Node(node_id=beta.node)
     for path, request in (
         (PULL, PullMessagesRequest(node=other)),
@@ -272,7 +275,13 @@ def request_head(party, path, extra):
 
 @pytest.mark.parametrize(
     ("path", "size", "status"),
-    [(PUSH, 10**9, 413), (PUSH, (8 << 20) + 65537, 413), (PULL, 5000, 413), (PULL, "x", 400), (PULL, -1, 400)],
+    [
+        (PUSH, 10**9, 413),
+        (PUSH, (8 << 20) + 65537, 413),
+        (PULL, 5000, 413),
+        (PULL, "x", 400),
+        (PULL, -1, 400),
+    ],
 )
 def test_a_body_too_large_is_refused_before_any_of_it_is_sent(pki, server, parties, path, size, status):
     with raw(pki, server, parties[0], request_head(parties[0], path, f"content-length: {size}")) as tls:
@@ -290,28 +299,25 @@ def test_a_body_that_trickles_is_given_up(pki, server, parties, monkeypatch):
         assert tls.recv(100).split()[1] == b"408"
 
 
-@pytest.mark.parametrize("text", [b"", b"POST /v1/fleet/pull-mess", b"POST / HTTP/1.1\r\nhost: x\r\na: b\r\n"])
+@pytest.mark.parametrize(
+    "text", [b"", b"POST /v1/fleet/pull-mess", b"POST / HTTP/1.1\r\nhost: x\r\na: b\r\n"]
+)
 def test_headers_that_never_end_are_cut_off(pki, server, parties, monkeypatch, text):
     monkeypatch.setattr(peers, "HEADER_S", 0.3)
     with raw(pki, server, parties[0], text) as tls:
         begin = time.monotonic()
-        with pytest.raises((ssl.SSLError, OSError)) if text == b"?" else _any():
+        with _broken():
             assert tls.recv(100) == b""
         assert time.monotonic() - begin < 3
 
 
-class _any:
-    """A closed connection shows as an end of file or as an error, depending on the moment."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        return kind is not None and issubclass(kind, OSError)
+def _broken():
+    """A connection that was cut shows as an end of file or as an error, depending on the moment."""
+    return contextlib.suppress(OSError)
 
 
 def test_a_header_block_of_a_megabyte_is_refused(pki, server, parties):
-    with raw(pki, server, parties[0], b"POST / HTTP/1.1\r\nhost: x\r\na: ") as tls, _any():
+    with raw(pki, server, parties[0], b"POST / HTTP/1.1\r\nhost: x\r\na: ") as tls, _broken():
         tls.sendall(b"b" * (1 << 20))
         assert tls.recv(100)[:12] in (b"HTTP/1.1 400", b"")
 

@@ -164,16 +164,19 @@ def test_page_is_well_formed_self_contained_and_announced(build, tmp_path):
     ids = [value for name, value in reader.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     for name, value in reader.attributes:
-        assert name not in ("src", "srcset", "style", "xlink:href") and not name.startswith("on")
+        assert name not in ("src", "srcset", "style", "xlink:href")
+        assert not name.startswith("on")
         if name == "href":
-            assert value[0] == "#" and value[1:] in ids
+            assert value[0] == "#"
+            assert value[1:] in ids
         if name == "aria-labelledby":
             assert set(value.split()) <= set(ids)
     assert not set(reader.tags) & {"script", "link", "img", "iframe", "object", "form", "base"}
     assert reader.tags.count("svg") == reader.tags.count("desc") >= 5
     assert "default-src 'none'; style-src 'unsafe-inline'" in html
     assert not re.search(r"https?://|url\(|@import", html)
-    assert "nan" not in re.findall(r"[a-z]+", html) and "inf" not in re.findall(r"[a-z]+", html)
+    assert "nan" not in re.findall(r"[a-z]+", html)
+    assert "inf" not in re.findall(r"[a-z]+", html)
 
 
 def test_hostile_texts_are_escaped_everywhere(tmp_path):
@@ -185,7 +188,7 @@ def test_hostile_texts_are_escaped_everywhere(tmp_path):
         label_words=HOSTILE + "\n - " + HOSTILE,
         holders=(HolderLine(name=HOSTILE, rows=1, epsilon_spent=1.0, local_auroc=0.7),),
         people=(
-            a_person(title=HOSTILE, band=HOSTILE, points=((HOSTILE, HOSTILE, -36),), reasons=(HOSTILE,)),
+            a_person(title=HOSTILE, band=HOSTILE, points=((HOSTILE, HOSTILE, -37),), reasons=(HOSTILE,)),
         ),
         bundle_name=HOSTILE,
         fingerprint=HOSTILE,
@@ -193,8 +196,10 @@ def test_hostile_texts_are_escaped_everywhere(tmp_path):
     )
     html = html_of(report, tmp_path)
     reader = Reader.of(html)
-    assert "script" not in reader.tags and "<script" not in html
-    assert "\x00" not in html and "\u202e" not in html
+    assert "script" not in reader.tags
+    assert "<script" not in html
+    assert "\x00" not in html
+    assert "\u202e" not in html
     assert "".join(reader.words).count('<script>alert("1")</script>\ufffd\ufffd\'&') >= 12
 
 
@@ -228,17 +233,17 @@ def test_score_table_counts_every_record_once_and_keeps_bands_apart():
 
 
 def test_wilson_interval_equals_published_values():
-    # 1 of 10 and 0 of 10: Newcombe (1998), table I method 3, or any statistics package.
-    y = np.array([1.0] + [0.0] * 19)
-    p = np.array([0.2] * 10 + [0.1] * 10)
-    none, one = calibration_rows(tiny(
-        comparison=Comparison(local=None, federated=Metrics.of(y, p), pooled=None),
-        y_true=y, probability=p, score=np.full(20, 600),
-    ))  # fmt: skip
-    assert (one.observed, one.rows) == (0.1, 10)
-    assert (one.low, one.high) == pytest.approx((0.01788, 0.40415), abs=1e-5)
-    assert (none.low, none.high) == pytest.approx((0.0, 0.27753), abs=1e-5)
-    assert one.holds and none.holds
+    # 0 of 20 and 1 of 29: Newcombe (1998), Statistics in Medicine 17, table I, method 3.
+    y = np.array([0.0] * 48 + [1.0])
+    p = np.array([0.1] * 20 + [0.2] * 29)
+    comparison = Comparison(local=None, federated=Metrics.of(y, p), pooled=None)
+    report = tiny(comparison=comparison, y_true=y, probability=p, score=np.full(49, 600))
+    none, one = calibration_rows(report)
+    assert (none.rows, none.observed, one.rows) == (20, 0.0, 29)
+    assert (none.low, none.high) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert (one.low, one.high) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+    assert none.holds
+    assert not one.holds
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 from assay.client.config import HolderConfig
 from assay.client.enrol import CA_CERTIFICATE, CLIENT_CERTIFICATE, TRANSPORT_KEY, load_join, load_keys
 from assay.client.records import Records, load_records
-from assay.client.sources import open_source
+from assay.client.sources import DataSource, open_source
 from assay.models.schema import Study
 from assay.privacy.errors import BadInput
 from assay.privacy.files import write_durably
@@ -33,6 +33,16 @@ def records_for(config: HolderConfig, study: Study) -> Records:
     Raises:
         BadInput: ``[data]`` is missing, or the source is not what the study says.
     """
+    with open_source(require_data(config)) as source:
+        return load_records(source, study)
+
+
+def require_data(config: HolderConfig) -> DataSource:
+    """Return where the records lie.
+
+    Raises:
+        BadInput: ``[data]`` is missing.
+    """
     if config.data is None:
         raise BadInput(
             "[data]",
@@ -40,8 +50,7 @@ def records_for(config: HolderConfig, study: Study) -> Records:
             allowed="a section that says where the records lie",
             remedy="Remove the # in front of one of the examples in the file and adapt it",
         )
-    with open_source(config.data) as source:
-        return load_records(source, study)
+    return config.data
 
 
 def run_daemon(directory: Path, stop: threading.Event, log: Callable[[str], None]) -> None:
@@ -57,8 +66,14 @@ def run_daemon(directory: Path, stop: threading.Event, log: Callable[[str], None
             refuses this holder for good.
     """
     config, keys, joined = HolderConfig.load(directory), load_keys(directory), load_join(directory)
-    if config.data is None:
-        records_for(config, None)  # type: ignore[arg-type]  # says what is missing before connecting
+    require_data(config)  # said before connecting
+    if config.name != joined.holder:
+        raise BadInput(
+            "holder.name",
+            where=directory / "client.toml",
+            value=config.name,
+            allowed=f"{joined.holder}, the name that was admitted",
+        )
     # Heavy imports only now: a wrong setting is reported at once.
     from assay.client.app import make_app
     from assay.client.fleet import FleetLink, serve

@@ -14,7 +14,7 @@ from assay.privacy.enrolment import Join, Request
 from assay.privacy.errors import BadInput, Refused, Tampered
 from assay.privacy.files import PRIVATE_FILE, require_private, write_durably
 from assay.privacy.homes import new_home
-from assay.privacy.keys import Identity
+from assay.privacy.keys import Identity, same_fingerprint
 from assay.privacy.names import check_holder_name
 from assay.privacy.transport import (
     load_certificate,
@@ -131,7 +131,7 @@ def join(
     received = Join.read(join_file)
     _require_ours(received, keys)
     _require_current(received, clock())
-    if expect_fingerprint is not None and _plain(expect_fingerprint) != _plain(received.fingerprint):
+    if expect_fingerprint is not None and not same_fingerprint(expect_fingerprint, received.fingerprint):
         raise BadInput(
             "fingerprint",
             where=join_file,
@@ -204,7 +204,3 @@ def _require_same_federation(directory: Path, received: Join) -> None:
             "Run assay client init with a new directory for the other one",
             code="federation",
         )
-
-
-def _plain(text: str) -> str:
-    return text.replace("-", "").replace(" ", "").upper()

@@ -100,14 +100,15 @@ def serve(
     link.check()
     make_private_dir(journal_dir)
     lock = os.open(journal_dir / "lock", os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+    left_running = False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
+        left_running = _Daemon(app, link, journal_dir, stop, log).run()
+    except BlockingIOError:
         raise Refused(f"another daemon uses {journal_dir}; stop it first", code="running") from None
-    daemon = _Daemon(app, link, journal_dir, stop, log)
-    if daemon.run():
-        os.close(lock)
+    finally:
+        if not left_running:
+            os.close(lock)
 
 
 class _Daemon:
@@ -121,7 +122,7 @@ class _Daemon:
         self._failure: BaseException | None = None
 
     def run(self) -> bool:
-        """Work until stopped; return False when the app was left running."""
+        """Work until stopped; return whether the app was left running."""
         threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for target, name in ((self._work, "answers"), (self._session.beat, "heartbeat"))
@@ -142,7 +143,7 @@ class _Daemon:
             raise self._failure
         left_running = threads[0].is_alive()
         self._log("stopped" + "; the question in hand is taken up at the next start" * left_running)
-        return not left_running
+        return left_running
 
     def _work(self) -> None:
         try:

@@ -122,9 +122,7 @@ class _Place:
         )
 
     def wrong_type(self, found: Any) -> BadData:
-        return BadData(
-            f"column {self.name!r}", value=str(found), allowed=f"{KINDS[self.kind]}", where=self.where
-        )
+        return BadData(f"column {self.name!r}", value=str(found), allowed=KINDS[self.kind], where=self.where)
 
 
 def _floats(array: pa.Array, place: _Place) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -147,16 +145,25 @@ def _parsed(array: pa.Array, place: _Place) -> pa.Array:
     """Parse decimal text; empty and blank cells are null."""
     text = pc.utf8_trim_whitespace(array)
     text = pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text)
+    numbers = _cast(text)
+    if numbers is not None:
+        return numbers
+    first, end = 0, len(text)
+    while end - first > 1:  # halve, to name the first cell that is no number
+        middle = (first + end) // 2
+        if _cast(text[first:middle]) is None:
+            end = middle
+        else:
+            first = middle
+    raise place.error(first, text[first].as_py())
+
+
+def _cast(text: pa.Array) -> pa.Array | None:
+    """Return ``text`` as float64, or None where a cell is no number."""
     try:
         return pc.cast(text, pa.float64())
     except pa.ArrowInvalid:
-        # Slow path, only to name the cell.
-        for row, cell in enumerate(text):
-            try:
-                pc.cast(cell, pa.float64())
-            except pa.ArrowInvalid:
-                raise place.error(row, cell.as_py()) from None
-        raise
+        return None
 
 
 def _texts(array: pa.Array, place: _Place) -> NDArray[Any]:

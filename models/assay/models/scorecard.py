@@ -112,13 +112,15 @@ class Scorecard:
         if not (np.abs(exact) < MAX_POINTS).all():
             raise BadInput("theta", allowed=f"log-odds worth less than {MAX_POINTS} points")
         points = np.floor(exact + 0.5)
-        base = scale.offset - scale.factor * theta[-1] + shift.sum()
+        means = _means(points, counts, grid)
+        # The base takes up what rounding the cells did to the population's mean score.
+        base = scale.offset - scale.factor * theta[-1] + shift.sum() - means.sum()
         return cls(
             study=study,
             grid=grid,
             points=points.astype(np.int64),
             base_points=math.floor(base + 0.5),
-            means=_means(points, counts, grid),
+            means=means,
         )
 
     def score(self, encoded: Encoded) -> Scores:

@@ -58,8 +58,8 @@ def score_file(
 
     Written per record, in order: the person column if the study names one and the file has it,
     ``score``, ``probability`` (of bad), ``band``, ``points_<feature>``, ``base_points``, ``capped``,
-    ``reason_1`` to ``reason_4``; base + points + capped = score. A study with fewer than four features leaves the
-    other reasons empty.
+    ``reason_1`` to ``reason_4``; base + points + capped = score. A study with fewer than four features
+    leaves the other reasons empty.
 
     Args:
         bundle: a verified bundle.

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from assay.privacy.errors import BadInput, Tampered
 from assay.privacy.files import PRIVATE_FILE, require_private, write_durably
 
-__all__ = ["Identity", "canonical_json", "fingerprint", "verify"]
+__all__ = ["Identity", "canonical_json", "fingerprint", "same_fingerprint", "verify"]
 
 
 def canonical_json(value: Any) -> bytes:
@@ -34,6 +34,11 @@ def fingerprint(public_key: bytes) -> str:
     """Return what two people compare over the telephone: 128 bits of SHA-256 in eight groups of four."""
     digest = hashlib.sha256(b"assay fingerprint v1" + public_key).hexdigest()[:32].upper()
     return "-".join(digest[i : i + 4] for i in range(0, 32, 4))
+
+
+def same_fingerprint(typed: str, wanted: str) -> bool:
+    """Compare a fingerprint as somebody typed it: case, dashes and spaces do not matter."""
+    return typed.replace("-", "").replace(" ", "").upper() == wanted.replace("-", "")
 
 
 def _framed(context: str, body: bytes) -> bytes:

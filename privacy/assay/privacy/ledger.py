@@ -402,7 +402,7 @@ def _left(committed: Sequence[Event], cap: float, delta: float) -> float:
 
 def _floor(epsilon: float) -> str:
     """Write an epsilon with four decimals, rounded down so that a run of the number shown is accepted."""
-    return f"{math.floor(epsilon * 1e4) / 1e4:g}"
+    return f"{math.floor(epsilon * _TOLERANCE * 1e4) / 1e4:g}"
 
 
 def _event(row: Row) -> Event:

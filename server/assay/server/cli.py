@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from assay.privacy.errors import AssayError, Refused, Unavailable
+from assay.privacy.errors import AssayError, BadInput, Refused, Unavailable
 from assay.privacy.terminal import Json, command, emit, note
 
 __all__ = ["app"]
@@ -71,13 +71,17 @@ def admit(
     """
     from assay.privacy.enrolment import Request
     from assay.privacy.files import make_private_dir, write_durably
+    from assay.privacy.keys import same_fingerprint
     from assay.server.federation import Federation
 
     asked = Request.read(request)
-    if expect is not None and expect != asked.fingerprint:
-        raise Refused(
-            f"{request}: fingerprint is {asked.fingerprint}; allowed: {expect}. Ask the holder for its request again",
-            code="fingerprint",
+    if expect is not None and not same_fingerprint(expect, asked.fingerprint):
+        raise BadInput(
+            "fingerprint",
+            where=request,
+            value=expect,
+            allowed=asked.fingerprint,
+            remedy="Do not admit unless the holder confirms it",
         )
     with Federation(directory) as federation:
         join = federation.admit(asked)
@@ -95,17 +99,40 @@ def admit(
 
 @app.command()
 @command
+def revoke(
+    directory: Directory,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The holder to shut out.")],
+    as_json: Json = False,
+) -> None:
+    """End a holder's membership for good; a serving coordinator shuts it out within one round.
+
+    Example: assay server revoke coordinator bank-a
+    """
+    from assay.server.federation import Federation
+
+    with Federation(directory) as federation:
+        member = federation.revoke(name)
+    emit(
+        {"holder": name, "fingerprint": member.fingerprint, "revoked": True},
+        as_json=as_json,
+        text=f"Revoked {name} (fingerprint {member.fingerprint}); its key is not admitted again",
+    )
+
+
+@app.command()
+@command
 def serve(directory: Directory) -> None:
     """Run the coordinator in the foreground; SIGTERM or Ctrl-C stops it and keeps a run at its checkpoint.
 
     Example: assay server serve coordinator
     """
+    from assay.privacy.homes import directory_lock
     from assay.server.coordinator import Coordinator
     from assay.server.federation import Federation
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("assay").setLevel(logging.INFO)
-    with Federation(directory) as federation:
+    with Federation(directory) as federation, directory_lock(directory):
         coordinator = Coordinator(federation)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: coordinator.stop())

@@ -175,6 +175,7 @@ class Coordinator:
         return f"models/{path.name}"
 
     def _report(self, run: str, progress: Progress) -> None:
+        self._admit_all()  # a holder revoked during a run is shut out from the next round on
         detail = asdict(progress)
         kind = detail.pop("kind")
         detail["holders"] = list(detail["holders"])
@@ -201,7 +202,7 @@ class Coordinator:
         }
 
     def _train(self, request: dict[str, Any]) -> dict[str, Any]:
-        text = str(request["study"])
+        text = str(request.get("study", ""))
         check_startable(text)
         study = parse_study(text)
         record = self._registry.add_run(name=study.name, study=text, digest=study.digest)
@@ -209,7 +210,7 @@ class Coordinator:
         return {"run": record.run}
 
     def _events(self, request: dict[str, Any]) -> dict[str, Any]:
-        run = self._registry.run(str(request["run"]))
+        run = self._registry.run(str(request.get("run", "")))
         events = self._registry.events_since(run.run, int(request.get("since", 0)))
         return {
             "state": run.state,

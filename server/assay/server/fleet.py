@@ -163,6 +163,9 @@ class FleetServer:
             loop.create_server, ssl_handshake_timeout=HANDSHAKE_S, ssl_shutdown_timeout=1.0
         )
         await server.serve(sockets=[listening])
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0.05)
 
     def stop(self) -> None:
         """Stop listening; requests under way end within two seconds."""

@@ -137,11 +137,9 @@ def steps(plot: Plot, edges: Sequence[float], heights: Sequence[float], kind: st
 
 
 def bar(left: float, top: float, width: float, height: float, kind: str) -> str:
-    """Return a rectangle in chart units; never thinner than half a unit, so that a small value shows."""
-    return (
-        f'<rect x="{left:.1f}" y="{top:.1f}" width="{max(width, 0.5):.1f}" height="{height:.1f}"'
-        f' class="{kind}"/>'
-    )
+    """Return a rectangle in chart units; if not empty, at least half a unit wide, so that it shows."""
+    drawn = max(width, 0.5) if width > 0 else 0.0
+    return f'<rect x="{left:.1f}" y="{top:.1f}" width="{drawn:.1f}" height="{height:.1f}" class="{kind}"/>'
 
 
 def marker(shape: str, x: float, y: float, kind: str, size: float = 5.5) -> str:

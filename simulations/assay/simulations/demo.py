@@ -12,11 +12,8 @@ import os
 import secrets
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +31,7 @@ from assay.models.bundle import read_bundle
 from assay.models.schema import Study
 from assay.models.study import parse_study, read_study
 from assay.privacy.enrolment import Request
-from assay.privacy.errors import AssayError, BadInput, Unavailable
+from assay.privacy.errors import BadInput, Unavailable
 from assay.privacy.files import PRIVATE_FILE, make_private_dir, write_durably
 from assay.privacy.ledger import Ledger
 from assay.server.admin import AdminClient
@@ -45,6 +42,7 @@ from assay.simulations.engine import with_epsilon
 from assay.simulations.examples import example
 from assay.simulations.findings import HolderLine, PersonLine
 from assay.simulations.partition import hold_out, split
+from assay.simulations.processes import Processes
 from assay.simulations.simulate import source_of
 from assay.simulations.summary import summarise
 
@@ -103,19 +101,23 @@ class Demo:
         names = self._write_records(study)
         step("setting up the federation: certificate authority, keys, admission")
         self._enrol(names)
-        with ExitStack() as stack:
+        coordinator = self.out / "coordinator"
+        with Processes(self.out / "logs") as processes:
             step("starting the coordinator and the holders")
-            self._start(names, stack)
+            processes.start("coordinator", "server", "serve", str(coordinator))
+            for name in names:
+                processes.start(name, "client", "run", str(self.out / name))
             test = _held_out(self.out, study)
             holders = {name: records_for(HolderConfig.load(self.out / name), study) for name in names}
             baselines = train_baselines(
                 text, holders, test, step=lambda what: step(f"for comparison: {what}")
             )
-            self._await_holders(names)
+            step("waiting for the holders to connect")
+            _await_holders(coordinator, len(names), processes)
             step("training through Flower over TLS")
             start = time.monotonic()
-            run = AdminClient.call(self.out / "coordinator", "train", {"study": text})["run"]
-            done = follow(self.out / "coordinator", run, timeout=RUN_S, on_event=on_event)
+            run = AdminClient.call(coordinator, "train", {"study": text})["run"]
+            done = follow(coordinator, run, timeout=RUN_S, on_event=on_event)
             seconds = time.monotonic() - start
         bundle = Path(done["bundle"])
         signed = read_bundle(bundle)
@@ -184,24 +186,16 @@ class Demo:
                 write_durably(path, joined.to_bytes(), mode=PRIVATE_FILE)
                 enrol.join(self.out / name, path, federation.fingerprint)
 
-    def _start(self, names: list[str], stack: ExitStack) -> None:
-        logs = make_private_dir(self.out / "logs")
-        coordinator = self.out / "coordinator"
-        for name in names:
-            stack.enter_context(_process(["client", "run", str(self.out / name)], logs / f"{name}.log"))
-        server = stack.enter_context(
-            _process(["server", "serve", str(coordinator)], logs / "coordinator.log")
-        )
-        _wait_until(lambda: _status(coordinator) is not None, server, logs / "coordinator.log")
 
-    def _await_holders(self, names: list[str]) -> None:
-        coordinator, end = self.out / "coordinator", time.monotonic() + START_S
-        while time.monotonic() < end:
-            status = _status(coordinator)
-            if status and sum(holder["online"] for holder in status["holders"]) == len(names):
-                return
-            time.sleep(0.1)
-        raise Unavailable(f"not all holders connected within {START_S:g} s; see {self.out / 'logs'}")
+def _await_holders(coordinator: Path, count: int, processes: Processes) -> None:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        status = _status(coordinator)
+        if status and sum(holder["online"] for holder in status["holders"]) == count:
+            return
+        processes.check()
+        time.sleep(0.1)
+    raise Unavailable(f"not all holders connected within {START_S:g} s; see {coordinator.parent / 'logs'}")
 
 
 def _write_table(table: pa.Table, kind: str, folder: Path) -> None:
@@ -227,36 +221,6 @@ def _write_settings(folder: Path, name: str, kind: str, epsilon: float) -> None:
         line = next(line for line in text.splitlines() if line.startswith(f"{key} ="))
         text = text.replace(line, f"{key} = {factor * epsilon!r}")
     write_durably(folder / CONFIG_FILE, text.encode(), mode=PRIVATE_FILE)
-
-
-@contextlib.contextmanager
-def _process(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run one `assay` command beside this one; stopped with SIGTERM, at the latest when the demo ends."""
-    command = [sys.executable, "-m", "assay.simulations.main", *arguments]
-    with log.open("ab") as sink:
-        process = subprocess.Popen(  # noqa: S603 - our own command
-            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + START_S
-    while time.monotonic() < end:
-        if ready():
-            return
-        if process.poll() is not None:
-            raise AssayError(f"a process of the demo ended with exit code {process.returncode}; see {log}")
-        time.sleep(0.1)
-    raise Unavailable(f"a process of the demo did not start within {START_S:g} s; see {log}")
 
 
 def _status(coordinator: Path) -> dict[str, Any] | None:

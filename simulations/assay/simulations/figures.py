@@ -47,48 +47,48 @@ def comparison_chart(report: Report) -> str:
     """Draw AUROC of the holders alone, of the federated and of the pooled model as dots on one axis."""
     local, federated, pooled = report.comparison.local, report.comparison.federated, report.comparison.pooled
     singles = [h.local_auroc for h in report.holders if h.local_auroc is not None]
-    values = [federated.auroc, *singles]
     rows = [("Together, private", federated.auroc, "circle", "federated")]
     if local is not None:
-        values += [local.low, local.high]
         rows.insert(0, ("Each holder alone, average", local.mean, "diamond", "local"))
+        singles += [local.low, local.high]
     if pooled is not None:
-        values.append(pooled.auroc)
         rows.append(("All records pooled, no privacy", pooled.auroc, "square", "pooled"))
-    low = min(0.5, math.floor(min(values) * 20) / 20)
-    high = min(1.0, math.ceil(max(values) * 20 + 0.2) / 20)
     bottom = 54.0 * len(rows) + 4
-    plot = Plot(
-        x=Span(low=low, high=high, start=14, stop=WIDTH - 14), y=Span(low=0, high=1, start=bottom, stop=4)
-    )
+    x = _auroc_span([*singles, *(value for _, value, _, _ in rows)])
+    plot = Plot(x=x, y=Span(low=0, high=1, start=bottom, stop=4))
     parts = [
         axes(
             plot,
-            x_ticks=ticks(low, high),
+            x_ticks=ticks(x.low, x.high),
             y_ticks=(),
             x_words=lambda v: f"{v:.2f}",
             y_words=str,
             x_title="AUROC (0.5 = coin toss, 1 = perfect)",
             y_title="",
         ),
-        segment((plot.x(federated.auroc), 4), (plot.x(federated.auroc), bottom), "guide"),
+        segment((x(federated.auroc), 4), (x(federated.auroc), bottom), "guide"),
     ]
     for index, (words, value, shape, kind) in enumerate(rows):
         y = 54.0 * index + 36
-        x = plot.x(value)
-        parts.append(label(14, y - 16, words, "strong halo"))
-        beside = (x - 12, "end") if x > 70 else (x + 12, "start")
-        parts.append(label(beside[0], y + 4, f"{value:.3f}", "halo", anchor=beside[1]))
-        if kind == "local" and local is not None:  # below the average, which would cover them
-            parts.append(
-                segment((plot.x(local.low), y + 12), (plot.x(local.high), y + 12), "line local solid")
-            )
-            parts += [marker("circle", plot.x(single), y + 12, "mark local hollow", 3) for single in singles]
-        parts.append(marker(shape, x, y, f"mark {kind}"))
+        if kind == "local":  # below the average, which would cover them
+            parts.append(segment((x(min(singles)), y + 12), (x(max(singles)), y + 12), "line local solid"))
+            parts += [marker("circle", x(single), y + 12, "mark local hollow", 3) for single in singles]
+        beside, anchor = (x(value) - 12, "end") if x(value) > 70 else (x(value) + 12, "start")
+        parts += [
+            label(14, y - 16, words, "strong halo"),
+            label(beside, y + 4, f"{value:.3f}", "halo", anchor=anchor),
+            marker(shape, x(value), y, f"mark {kind}"),
+        ]
     desc = "; ".join(f"{words}: AUROC {value:.3f}" for words, value, _, _ in rows)
-    return svg(
-        "comparison", title="AUROC alone, together and pooled", desc=desc, height=bottom + 40, parts=parts
-    )
+    title = "AUROC alone, together and pooled"
+    return svg("comparison", title=title, desc=desc, height=bottom + 40, parts=parts)
+
+
+def _auroc_span(values: list[float]) -> Span:
+    """Fit an axis that begins at a coin toss, or below it where a value is."""
+    low = min(0.5, math.floor(min(values) * 20) / 20)
+    high = min(1.0, max(0.6, math.ceil(max(values) * 20 + 0.2) / 20))
+    return Span(low=low, high=high, start=14, stop=WIDTH - 14)
 
 
 def roc_chart(report: Report) -> str:

@@ -138,7 +138,7 @@ class PersonLine:
     def __post_init__(self) -> None:
         _share("probability", self.probability)
         if self.base_points + sum(points for _, _, points in self.points) + self.capped != self.score:
-            raise BadInput(f"points of {self.title}", allowed="base + points + capped = score")
+            raise BadInput("points of a person", allowed="base + points + capped = score")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

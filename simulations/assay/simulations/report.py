@@ -18,7 +18,7 @@ from assay.simulations.charts import safe
 from assay.simulations.findings import Comparison, HolderLine, LocalSpread, Metrics, PersonLine, Report
 from assay.simulations.page import disclosure, figure, items, page, paragraph, table
 from assay.simulations.people import people_section
-from assay.simulations.tallies import calibration_rows, score_rows
+from assay.simulations.tallies import BandRow, calibration_rows, score_rows
 from assay.simulations.wording import (
     GLOSSARY,
     SIMULATED,
@@ -70,15 +70,16 @@ def _headline(report: Report) -> str:
     auroc = report.comparison.federated.auroc
     together = " together" if len(report.holders) > 1 else ""
     lead = (
-        f"{count(len(report.holders), 'holder')} with {rows:,} records trained one score{together}, and no "
-        f"record left its holder. Shown one person with the outcome “{report.outcome_meaning}” and one "
-        f"without, the score ranks the first as riskier {100 * auroc:.0f} times out of 100; a coin toss "
+        f"{count(len(report.holders), 'holder')} with {count(rows, 'record')} trained one score{together}, "
+        f"and no record left its holder. Shown one person with the outcome “{report.outcome_meaning}” and "
+        f"one without, the score ranks the first as riskier {100 * auroc:.0f} times out of 100; a coin toss "
         "would 50 times."
     )
     privacy = (
         "Whatever somebody suspects about a person, the released training messages change the odds of it "
         f"by a factor of at most {odds_factor(report.epsilon)}, but for a chance of about 1 in "
-        f"{1 / report.delta:,.0f} (ε\u00a0=\u00a0{short(report.epsilon)}, δ\u00a0=\u00a0{short(report.delta)})."
+        f"{1 / report.delta:,.0f} "
+        f"(ε\u00a0=\u00a0{short(report.epsilon)}, δ\u00a0=\u00a0{short(report.delta)})."
     )
     tiles = (
         ("AUROC, held out", f"{auroc:.3f}"),
@@ -197,7 +198,7 @@ def _scores(report: Report) -> str:
             row.band,
             f"{row.rows:,}",
             tenths(row.rows / len(report.y_true)),
-            tenths(row.bad / row.rows) if row.rows >= _SMALL else "n too small",
+            _bad_rate(row),
         )
         for row in rows
     ]
@@ -217,6 +218,12 @@ def _scores(report: Report) -> str:
             opened=True,
         ),
     )
+
+
+def _bad_rate(row: BandRow) -> str:
+    if row.rows == 0:
+        return "–"
+    return tenths(row.bad / row.rows) if row.rows >= _SMALL else "n too small"
 
 
 def _privacy(report: Report) -> str:

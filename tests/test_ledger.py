@@ -1,0 +1,632 @@
+"""The ledger: nothing is spent twice, forgotten, exceeded or changed without being noticed."""
+
+import json
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from assay.privacy.accounting import Event, PrivacyTarget, RunCost, epsilon_of
+from assay.privacy.cli import app
+from assay.privacy.errors import BadInput, Refused, Tampered, Unavailable
+from assay.privacy.keys import Identity
+from assay.privacy.ledger import YEAR_S, Ledger, Limits
+
+IDENTITY = Identity.generate()
+COST = RunCost.of(PrivacyTarget(epsilon=1.0, delta=1e-6))
+LIMITS = Limits(epsilon_per_study=2.0, epsilon_per_year=3.0, delta=1e-6)
+DAY_S = 86400.0
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self, now: float = 1_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger():
+    with Ledger.open(":memory:", IDENTITY, Clock()) as opened:
+        yield opened
+
+
+def play(ledger, run, *, study="card", rounds=3, outcome="done", limits=LIMITS):
+    """Do a whole run, as a holder does."""
+    ledger.reserve(study=study, run=run, planned=COST.total(1), limits=limits)
+    for number in range(rounds + 1):
+        event = COST.counts if number == 0 else COST.gradient(rounds)
+        assert (
+            ledger.charge(run=run, round=number, mechanism="gaussian", sensitivity=5.0, event=event) is None
+        )
+        assert ledger.release(run=run, round=number, payload=b"%d" % number) == b"%d" % number
+    ledger.close_run(run=run, outcome=outcome)
+
+
+def charge(ledger, run="a", number=0, event=COST.counts, sensitivity=5.0, mechanism="gaussian"):
+    return ledger.charge(run=run, round=number, mechanism=mechanism, sensitivity=sensitivity, event=event)
+
+
+# --- caps -------------------------------------------------------------------------------------------
+
+
+def test_a_whole_run_costs_what_was_promised(ledger):
+    play(ledger, "a", rounds=30)
+    summary = ledger.summary(LIMITS)
+    assert summary.spent_epsilon == pytest.approx(1.0, rel=1e-9)
+    assert summary.spent_epsilon <= 1.0
+    assert summary.studies == {"card": summary.spent_epsilon}
+    assert summary.open_runs == ()
+
+
+def test_a_run_that_uses_a_cap_up_exactly_is_accepted(ledger):
+    exact = Limits(epsilon_per_study=1.0, epsilon_per_year=1.0, delta=1e-6)
+    play(ledger, "a", limits=exact)
+    assert ledger.remaining(exact) < 1e-3
+
+
+def test_four_runs_that_compose_exactly_to_the_cap_are_accepted(ledger):
+    cap = epsilon_of(list(COST.total(1)) * 4, 1e-6)
+    limits = Limits(epsilon_per_study=cap, epsilon_per_year=cap, delta=1e-6)
+    for run in "abcd":
+        play(ledger, run, limits=limits)
+    with pytest.raises(Refused):
+        ledger.reserve(study="card", run="e", planned=COST.total(1), limits=limits)
+
+
+@pytest.mark.parametrize(
+    ("limits", "key"),
+    [
+        (Limits(epsilon_per_study=0.999999, epsilon_per_year=9.0, delta=1e-6), "epsilon_per_study"),
+        (Limits(epsilon_per_study=9.0, epsilon_per_year=0.999999, delta=1e-6), "epsilon_per_year"),
+    ],
+)
+def test_a_run_beyond_a_cap_is_refused_whole_and_leaves_nothing(ledger, limits, key):
+    with pytest.raises(Refused, match=rf"policy\.{key} in client\.toml") as caught:
+        ledger.reserve(study="card", run="a", planned=COST.total(1), limits=limits)
+    assert caught.value.code == "budget"
+    assert "\n" not in str(caught.value)
+    assert ledger.summary(limits).entries == ()
+
+
+def test_the_number_in_the_message_is_what_may_still_be_asked(ledger):
+    for run in "abc":
+        play(ledger, run, study=run)
+    left = ledger.remaining(LIMITS, "d")
+    too_much = RunCost.of(PrivacyTarget(epsilon=left * 1.001, delta=1e-6)).total(1)
+    with pytest.raises(Refused, match="leaves room for a run of epsilon") as caught:
+        ledger.reserve(study="d", run="d", planned=too_much, limits=LIMITS)
+    shown = float(str(caught.value).split("room for a run of epsilon ")[1].split(". ")[0])
+    assert left - 1e-4 <= shown <= left * (1 + 1e-9)
+    ledger.reserve(
+        study="d",
+        run="d",
+        planned=RunCost.of(PrivacyTarget(epsilon=shown, delta=1e-6)).total(1),
+        limits=LIMITS,
+    )
+
+
+def test_what_is_left_may_be_used_up_to_the_last_bit(ledger):
+    play(ledger, "a")
+    rest = RunCost.of(PrivacyTarget(epsilon=ledger.remaining(LIMITS, "card"), delta=1e-6))
+    ledger.reserve(study="card", run="b", planned=rest.total(1), limits=LIMITS)
+    assert ledger.remaining(LIMITS, "card") < 1e-3
+
+
+def test_open_reservations_count_in_full(ledger):
+    """Two runs that are only promised cannot together be promised more than the cap."""
+    limits = Limits(epsilon_per_study=1.2, epsilon_per_year=9.0, delta=1e-6)
+    ledger.reserve(study="card", run="a", planned=COST.total(1), limits=limits)
+    with pytest.raises(Refused, match="this study's"):
+        ledger.reserve(study="card", run="b", planned=COST.total(1), limits=limits)
+    assert ledger.summary(limits).spent_epsilon == 0.0
+    assert ledger.summary(limits).reserved_epsilon == pytest.approx(1.0)
+    ledger.reserve(study="other", run="b", planned=COST.total(1), limits=limits)
+
+
+def test_closing_frees_what_was_not_charged_and_nothing_else(ledger):
+    limits = Limits(epsilon_per_study=1.0, epsilon_per_year=1.0, delta=1e-6)
+    ledger.reserve(study="card", run="a", planned=COST.total(1), limits=limits)
+    charge(ledger)
+    ledger.close_run(run="a", outcome="aborted")
+    summary = ledger.summary(limits)
+    assert 0 < summary.spent_epsilon == summary.reserved_epsilon < 0.4
+    with pytest.raises(Refused):
+        ledger.reserve(study="card", run="b", planned=COST.total(1), limits=limits)
+
+
+def test_the_year_rolls_but_the_study_does_not():
+    clock = Clock()
+    limits = Limits(epsilon_per_study=1.2, epsilon_per_year=1.2, delta=1e-6)
+    with Ledger.open(":memory:", IDENTITY, clock) as ledger:
+        play(ledger, "a", limits=limits)
+        clock.now += YEAR_S - DAY_S
+        with pytest.raises(Refused, match="this year's"):
+            ledger.reserve(study="other", run="b", planned=COST.total(1), limits=limits)
+        clock.now += 2 * DAY_S
+        with pytest.raises(Refused, match="this study's"):
+            ledger.reserve(study="card", run="b", planned=COST.total(1), limits=limits)
+        ledger.reserve(study="other", run="b", planned=COST.total(1), limits=limits)
+
+
+def test_an_open_reservation_does_not_expire_with_the_year():
+    clock = Clock()
+    limits = Limits(epsilon_per_study=1.2, epsilon_per_year=1.2, delta=1e-6)
+    with Ledger.open(":memory:", IDENTITY, clock) as ledger:
+        ledger.reserve(study="card", run="a", planned=COST.total(1), limits=limits)
+        clock.now += 2 * YEAR_S
+        with pytest.raises(Refused, match="this year's"):
+            ledger.reserve(study="other", run="b", planned=COST.total(1), limits=limits)
+
+
+def test_a_clock_set_back_frees_nothing():
+    clock = Clock()
+    limits = Limits(epsilon_per_study=9.0, epsilon_per_year=1.2, delta=1e-6)
+    with Ledger.open(":memory:", IDENTITY, clock) as ledger:
+        play(ledger, "a", limits=limits)
+        for away in (-10 * YEAR_S, -DAY_S, 0.0):
+            clock.now = 1_000_000.0 + away
+            with pytest.raises(Refused, match="this year's"):
+                ledger.reserve(study="other", run="b", planned=COST.total(1), limits=limits)
+        clock.now = -10 * YEAR_S
+        ledger.reserve(study="x", run="x", planned=[Event(noise_multiplier=1e6)], limits=limits)
+        times = [entry["time"] for entry in ledger.summary(limits).entries]
+        assert times == sorted(times)
+
+
+@given(epsilons=st.lists(st.floats(0.05, 2.0), min_size=1, max_size=8))
+@settings(max_examples=25, deadline=None)
+def test_no_sequence_of_runs_ever_passes_the_cap(epsilons):
+    with Ledger.open(":memory:", IDENTITY, Clock()) as ledger:
+        for number, epsilon in enumerate(epsilons):
+            cost = RunCost.of(PrivacyTarget(epsilon=epsilon, delta=1e-6))
+            before = ledger.remaining(LIMITS, "card")
+            try:
+                ledger.reserve(study="card", run=str(number), planned=cost.total(5), limits=LIMITS)
+            except Refused:
+                assert epsilon > before * (1 - 1e-9)
+            else:
+                assert epsilon < before * (1 + 1e-6) + 1e-9
+        assert ledger.summary(LIMITS).reserved_epsilon <= LIMITS.epsilon_per_study * (1 + 1e-9)
+
+
+@pytest.mark.slow
+def test_sampled_steps_are_reserved_and_charged_step_by_step(ledger):
+    plan = Event(noise_multiplier=1.0, sample_rate=0.01, steps=100)
+    ledger.reserve(study="card", run="a", planned=[plan], limits=LIMITS)
+    most = Event(noise_multiplier=1.0, sample_rate=0.01, steps=99)
+    charge(ledger, event=most)
+    with pytest.raises(Refused):
+        charge(ledger, number=1, event=Event(noise_multiplier=1.0, sample_rate=0.01, steps=2))
+    with pytest.raises(Refused):
+        charge(ledger, number=1, event=Event(noise_multiplier=2.0, sample_rate=0.01))
+    charge(ledger, number=1, event=Event(noise_multiplier=1.0, sample_rate=0.01))
+    assert 0.5 < ledger.summary(LIMITS).spent_epsilon < 2.0
+
+
+# --- one release per round --------------------------------------------------------------------------
+
+
+def test_the_same_round_is_charged_once_and_gives_the_same_bytes(ledger):
+    ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+    assert charge(ledger) is None
+    assert charge(ledger) is None  # charged, and the process died before it released
+    assert ledger.release(run="a", round=0, payload=b"first") == b"first"
+    assert charge(ledger) == b"first"
+    assert ledger.release(run="a", round=0, payload=b"second") == b"first"
+    assert [entry["kind"] for entry in ledger.summary(LIMITS).entries[2:]] == ["charge", "release"]
+
+
+def test_released_bytes_are_given_again_after_the_run_is_closed(ledger):
+    play(ledger, "a")
+    assert charge(ledger, number=0) == b"0"
+    assert ledger.release(run="a", round=0, payload=b"new noise") == b"0"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"event": COST.gradient(5)}, {"sensitivity": 4.0}, {"mechanism": "laplace"}],
+)
+def test_a_round_cannot_be_repeated_at_another_cost(ledger, changed):
+    ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+    charge(ledger)
+    with pytest.raises(Refused, match="another cost") as caught:
+        charge(ledger, **changed)
+    assert caught.value.code == "changed"
+
+
+def test_a_charge_beyond_the_reservation_is_refused(ledger):
+    ledger.reserve(study="card", run="a", planned=COST.total(30), limits=LIMITS)
+    charge(ledger)
+    for number in range(1, 31):
+        charge(ledger, number=number, event=COST.gradient(30))
+    with pytest.raises(Refused, match="used up") as caught:
+        charge(ledger, number=31, event=Event(noise_multiplier=10_000.0))
+    assert caught.value.code == "budget"
+
+
+def test_an_unknown_run_cannot_charge_release_or_close(ledger):
+    for call in (
+        lambda: charge(ledger),
+        lambda: ledger.release(run="a", round=0, payload=b""),
+        lambda: ledger.close_run(run="a", outcome="done"),
+    ):
+        with pytest.raises(Refused) as caught:
+            call()
+        assert caught.value.code == "unknown"
+    assert ledger.summary(LIMITS).entries == ()
+
+
+def test_nothing_is_released_that_was_not_charged(ledger):
+    ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+    with pytest.raises(Refused, match="not charged"):
+        ledger.release(run="a", round=0, payload=b"x")
+
+
+def test_a_closed_run_is_closed(ledger):
+    ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+    charge(ledger)
+    ledger.close_run(run="a", outcome="aborted")
+    ledger.close_run(run="a", outcome="done")
+    assert [entry["outcome"] for entry in ledger.summary(LIMITS).entries if entry["kind"] == "close"] == [
+        "aborted"
+    ]
+    for call in (
+        lambda: charge(ledger),
+        lambda: charge(ledger, number=1),
+        lambda: ledger.release(run="a", round=0, payload=b"x"),
+        lambda: ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS),
+    ):
+        with pytest.raises(Refused, match="closed"):
+            call()
+
+
+def test_reserving_again_changes_nothing_unless_the_plan_changed(ledger):
+    ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+    ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+    assert len(ledger.summary(LIMITS).entries) == 2
+    for study, rounds in (("other", 1), ("card", 2)):
+        with pytest.raises(Refused, match="another study or plan"):
+            ledger.reserve(study=study, run="a", planned=COST.total(rounds), limits=LIMITS)
+
+
+@pytest.mark.parametrize("values", [{"sensitivity": 0.0}, {"sensitivity": float("nan")}, {"number": -1}])
+def test_a_charge_that_makes_no_sense_is_refused(ledger, values):
+    ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+    with pytest.raises(BadInput):
+        charge(ledger, **values)
+
+
+def test_an_empty_plan_is_refused(ledger):
+    with pytest.raises(BadInput, match="planned"):
+        ledger.reserve(study="card", run="a", planned=(), limits=LIMITS)
+
+
+@pytest.mark.parametrize("setting", ["epsilon_per_study", "epsilon_per_year", "delta"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_limits_must_be_positive_and_finite(setting, value):
+    with pytest.raises(BadInput, match=setting):
+        Limits(**{"epsilon_per_study": 1.0, "epsilon_per_year": 1.0, "delta": 1e-6, setting: value})
+
+
+def test_threads_share_one_ledger(path):
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+        answers: list[bytes | None] = []
+
+        def work() -> None:
+            for number in range(1, 21):
+                charge(ledger, number=number, event=COST.gradient(20))
+                mine = str(threading.get_ident()).encode()
+                answers.append(ledger.release(run="a", round=number, payload=mine))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        kinds = [entry["kind"] for entry in ledger.summary(LIMITS).entries]
+        assert (kinds.count("charge"), kinds.count("release"), len(answers)) == (20, 20, 80)
+        ledger.verify()
+
+
+# --- the file ---------------------------------------------------------------------------------------
+
+
+def test_the_file_is_private_and_durable(path):
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        play(ledger, "a")
+        database = ledger._store._db
+        assert database.execute("PRAGMA synchronous").fetchone()[0] == 2
+        assert database.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        for file in path.parent.iterdir():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+def test_a_ledger_that_others_may_read_is_refused(path):
+    Ledger.open(path, IDENTITY).close()
+    path.chmod(0o644)
+    with pytest.raises(BadInput, match="chmod 600"):
+        Ledger.open(path, IDENTITY)
+
+
+def test_a_second_daemon_is_refused_by_name_and_a_reader_is_not(path):
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        play(ledger, "a")
+        with pytest.raises(Unavailable, match=r"ledger\.sqlite is held by another process"):
+            Ledger.open(path, IDENTITY)
+        with Ledger.open(path, IDENTITY, read_only=True) as reader:
+            reader.verify()
+            assert len(reader.summary(LIMITS).entries) == 11
+            with pytest.raises(Unavailable, match="readonly"):
+                play(reader, "b")
+        play(ledger, "b")
+    Ledger.open(path, IDENTITY).close()
+
+
+def test_a_refused_opening_lets_go_of_the_lock(path):
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        play(ledger, "a")
+    with pytest.raises(Tampered):
+        Ledger.open(path, Identity.generate())
+    Ledger.open(path, IDENTITY).close()
+
+
+def test_a_newer_or_foreign_file_is_refused(path):
+    Ledger.open(path, IDENTITY).close()
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 2")
+    database.close()
+    with pytest.raises(BadInput, match="ledger version is 2; allowed: 1"):
+        Ledger.open(path, IDENTITY)
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 0")
+    database.close()
+    with pytest.raises(BadInput, match="ledger version is 0"):
+        Ledger.open(path, IDENTITY)
+
+
+def test_a_file_that_is_no_database_is_refused(path):
+    path.write_bytes(b"not a database, but long enough to be looked at as one" * 20)
+    path.chmod(0o600)
+    with pytest.raises(Tampered, match="not a readable ledger"):
+        Ledger.open(path, IDENTITY)
+
+
+def test_reading_a_ledger_that_is_not_there_creates_nothing(path):
+    with pytest.raises(BadInput):
+        Ledger.open(path, IDENTITY, read_only=True)
+    assert list(path.parent.iterdir()) == []
+
+
+# --- tampering --------------------------------------------------------------------------------------
+
+TAMPERING = {
+    "an edited value": ("UPDATE ledger SET noise_multiplier = 99.0 WHERE seq = 3", "row 3"),
+    "an edited time": ("UPDATE ledger SET time = time - 400 * 86400 WHERE seq = 5", "row 5"),
+    "an edited outcome": ("UPDATE ledger SET outcome = 'aborted' WHERE seq = 11", "row 11"),
+    "a deleted row": ("DELETE FROM ledger WHERE seq = 4", "row 4 is missing"),
+    "the first row deleted": ("DELETE FROM ledger WHERE seq = 1", "row 1 is missing"),
+    "a deleted tail": ("DELETE FROM ledger WHERE seq > 9", "row 10 is missing; the head names row 11"),
+    "a tail and the head deleted": (
+        "DELETE FROM ledger WHERE seq > 9; DELETE FROM head",
+        "the head is missing after row 9",
+    ),
+    "an older head": ("UPDATE head SET seq = 10", "the head: the signature"),
+    "swapped rows": (
+        "UPDATE ledger SET seq = 100 WHERE seq = 3; UPDATE ledger SET seq = 3 WHERE seq = 5;"
+        "UPDATE ledger SET seq = 5 WHERE seq = 100",
+        "row 3",
+    ),
+    "deleted and renumbered": (
+        "DELETE FROM ledger WHERE seq = 4; UPDATE ledger SET seq = seq - 1 WHERE seq > 4",
+        "row 4",
+    ),
+    "a changed payload": ("UPDATE ledger SET payload = x'00' WHERE seq = 6", "row 6: the released bytes"),
+    "a removed payload": ("UPDATE ledger SET payload = NULL WHERE seq = 6", "row 6: the released bytes"),
+    "a forged signature": (
+        "UPDATE ledger SET signature = zeroblob(64) WHERE seq = 7",
+        "row 7: the signature",
+    ),
+}
+
+
+def tamper(path, script):
+    database = sqlite3.connect(path)
+    database.executescript(script)
+    database.close()
+
+
+@pytest.mark.parametrize(("script", "words"), TAMPERING.values(), ids=TAMPERING.keys())
+def test_tampering_is_noticed_and_the_first_bad_row_is_named(path, script, words):
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        play(ledger, "a")
+        ledger.verify()
+    tamper(path, script)
+    with Ledger.open(path, IDENTITY, read_only=True) as reader, pytest.raises(Tampered, match=words):
+        reader.verify()
+    with pytest.raises(Tampered, match=words):
+        Ledger.open(path, IDENTITY)
+
+
+def test_another_holders_ledger_does_not_verify(path):
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        play(ledger, "a")
+    with pytest.raises(Tampered, match="row 1"):
+        Ledger.open(path, Identity.generate())
+
+
+def test_a_row_moved_to_another_ledger_of_the_same_holder_is_noticed(tmp_path):
+    """Same key, other history: the link to the row before it does not fit."""
+    for name, rounds in (("one", 2), ("two", 3)):
+        with Ledger.open(tmp_path / name, IDENTITY, Clock()) as ledger:
+            play(ledger, name, rounds=rounds)
+    tamper(
+        tmp_path / "two",
+        f"ATTACH '{tmp_path / 'one'}' AS other; DELETE FROM ledger WHERE seq = 3;"
+        "INSERT INTO ledger SELECT * FROM other.ledger WHERE seq = 3",
+    )
+    with pytest.raises(Tampered, match="row 3 does not follow"):
+        Ledger.open(tmp_path / "two", IDENTITY)
+
+
+# --- crashes ----------------------------------------------------------------------------------------
+
+CRASHING = """
+import sys
+from pathlib import Path
+from assay.privacy.accounting import Event
+from assay.privacy.keys import Identity
+from assay.privacy.ledger import Ledger, Limits
+directory, run = Path(sys.argv[1]), sys.argv[2]
+with Ledger.open(directory / "ledger.sqlite", Identity.load(directory / "identity.key")) as ledger:
+    limits = Limits(epsilon_per_study=9.0, epsilon_per_year=9.0, delta=1e-6)
+    ledger.reserve(study="card", run=run, planned=[Event(noise_multiplier=1e6, steps=10**6)], limits=limits)
+    for number in range(10**6):
+        ledger.charge(run=run, round=number, mechanism="gaussian", sensitivity=1.0,
+                      event=Event(noise_multiplier=1e6))
+        print("charged", number, flush=True)
+        ledger.release(run=run, round=number, payload=b"%d" % number)
+        print("released", number, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_loses_no_acknowledged_row(tmp_path):
+    IDENTITY.save(tmp_path / "identity.key")
+    for attempt in range(20):
+        child = subprocess.Popen(
+            [sys.executable, "-c", CRASHING, str(tmp_path), str(attempt)], stdout=subprocess.PIPE, text=True
+        )
+        # The death comes at another moment in each attempt: after 3, 10, 17, ... acknowledgements.
+        lines = [child.stdout.readline() for _ in range(3 + 7 * attempt)]
+        child.send_signal(signal.SIGKILL)
+        lines += child.stdout.readlines()
+        child.wait()
+        child.stdout.close()
+        acknowledged = {tuple(line.split()) for line in lines if line.endswith("\n")}
+        with Ledger.open(tmp_path / "ledger.sqlite", IDENTITY) as ledger:  # verifies
+            rows = [entry for entry in ledger.summary(LIMITS).entries if entry["run"] == str(attempt)]
+            kept = {
+                ({"charge": "charged", "release": "released"}.get(row["kind"]), str(row["round"]))
+                for row in rows
+            }
+            assert acknowledged - {()} <= kept
+            assert len(rows) == len({(row["kind"], row["round"]) for row in rows})
+
+
+def test_a_full_disk_charges_nothing(path):
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+        pages = ledger._store._db.execute("PRAGMA page_count").fetchone()[0]
+        ledger._store._db.execute(f"PRAGMA max_page_count = {pages}")
+        charge(ledger)
+        with pytest.raises(Unavailable, match="full"):
+            ledger.release(run="a", round=0, payload=bytes(200_000))
+        assert [entry["kind"] for entry in ledger.summary(LIMITS).entries] == ["reserve", "reserve", "charge"]
+        ledger._store._db.execute("PRAGMA max_page_count = 100000")
+        assert ledger.release(run="a", round=0, payload=bytes(200_000)) == bytes(200_000)
+        ledger.verify()
+
+
+# --- the command ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / "keys").mkdir(mode=0o700)
+    IDENTITY.save(tmp_path / "keys" / "identity.key")
+    (tmp_path / "client.toml").write_text(
+        "[policy]\nepsilon_per_study = 2.0\nepsilon_per_year = 3\ndelta = 1e-6\n", encoding="utf-8"
+    )
+    return tmp_path
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, ["ledger", *map(str, arguments)])
+
+
+def test_command_lists_an_empty_ledger_without_making_one(home):
+    result = call(home, "--json")
+    answer = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert (answer["entries"], answer["spent_epsilon"], answer["limit_epsilon"], answer["verified"]) == (
+        [],
+        0.0,
+        3.0,
+        True,
+    )
+    assert not (home / "ledger.sqlite").exists()
+
+
+def test_command_shows_every_charge_while_the_daemon_runs(home):
+    with Ledger.open(home / "ledger.sqlite", IDENTITY) as ledger:
+        play(ledger, "a" * 32, study="[card]")
+        answer = json.loads(call(home, "--json").stdout)
+        text = call(home).stdout
+    assert len(answer["entries"]) == 11
+    assert answer["spent_epsilon"] == pytest.approx(1.0)
+    assert answer["studies"] == {"[card]": answer["spent_epsilon"]}
+    assert answer["verified"] is True
+    assert {"seq", "prev_hash", "kind", "study", "run", "round", "signature"} <= set(answer["entries"][0])
+    assert "[card]" in text
+    assert "close (done)" in text
+    assert "11 entries, verified" in text
+
+
+def test_command_exits_1_when_the_ledger_was_changed(home):
+    with Ledger.open(home / "ledger.sqlite", IDENTITY) as ledger:
+        play(ledger, "a" * 32)
+    for script in (
+        "UPDATE ledger SET sensitivity = 1 WHERE seq = 3",
+        "UPDATE ledger SET steps = -1 WHERE seq = 4",
+    ):
+        tamper(home / "ledger.sqlite", script)
+        result = call(home, "--verify", "--json")
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["verified"] is False
+        assert "row 3: the signature does not verify" in result.stderr
+        assert "NOT VERIFIED" in call(home, "--verify").stdout
+
+
+def test_command_reports_a_file_that_is_no_ledger(home):
+    (home / "ledger.sqlite").write_bytes(b"scribble" * 200)
+    (home / "ledger.sqlite").chmod(0o600)
+    result = call(home, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["verified"] is False
+
+
+@pytest.mark.parametrize("line", ["delta = 1e-6", "epsilon_per_year = 3"])
+def test_command_names_a_missing_or_wrong_cap(home, line):
+    text = (home / "client.toml").read_text()
+    key = line.split(" = ")[0]
+    for broken in (
+        text.replace(line, ""),
+        text.replace(line, f'{key} = "much"'),
+        text.replace(line, f"{key} = true"),
+    ):
+        (home / "client.toml").write_text(broken)
+        result = call(home, "--json")
+        assert result.exit_code == 2
+        assert f"policy.{key}" in result.stderr
+        assert result.stdout == ""
+
+
+def test_command_needs_the_holders_directory(tmp_path):
+    assert call(tmp_path / "nowhere").exit_code == 2
