@@ -6,7 +6,7 @@ Run by ``make check`` (without the slow tests) and ``make test`` (with them). St
 from __future__ import annotations
 
 import argparse
-import subprocess  # noqa: S404
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +22,7 @@ def step(name: str, *command: str) -> None:
     start = time.monotonic()
     sys.stdout.write(f"== {name}\n")
     sys.stdout.flush()
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode  # noqa: S603
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
     sys.stdout.write(f"   {time.monotonic() - start:.1f} s\n")
     if code:
         sys.exit(code)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -131,7 +131,7 @@ class Daemon:
     config: Path
     log: Path
     state: Path
-    process: subprocess.Popen = field(init=False)
+    process: subprocess.Popen | None = None
 
     def start(self) -> Daemon:
         with self.log.open("ab") as log:
@@ -145,8 +145,9 @@ class Daemon:
         return self
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(10)
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(10)
 
     def terminate(self, timeout: float = 10.0) -> float:
         """Send SIGTERM and return the seconds until the process has gone."""

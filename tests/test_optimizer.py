@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from opacus import PrivacyEngine
 from opacus.accountants import PRVAccountant
 from opacus.grad_sample import GradSampleModule
+from opacus.optimizers import DPOptimizerFastGradientClipping
 from scipy import stats
 
 from assay.privacy.accounting import Event, PrivacyTarget, RunCost, epsilon_of
@@ -268,9 +268,9 @@ def test_too_few_gaps_are_topped_up():
 
 
 def test_the_number_of_steps_is_the_one_asked_for():
-    """``int(1 / (1 / L))`` is L - 1 for some L; 49 is one of them."""
-    assert int(1 / (1 / 49)) == 48
-    assert sum(1 for _ in poisson_batches(100, 1 / 49, 49)) == 49
+    """``int(1 / (1 / L))`` is L - 1 for some L, of which 93 is the first."""
+    assert int(1 / (1 / 93)) == 92
+    assert sum(1 for _ in poisson_batches(100, 1 / 93, 93)) == 93
 
 
 @pytest.mark.parametrize("values", [(0, 0.5, 1), (10, 0.0, 1), (10, 1.1, 1), (10, math.nan, 1), (10, 0.5, 0)])
@@ -325,9 +325,9 @@ def test_the_model_itself_is_trained():
     assert accuracy > 0.9
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook")
 def test_one_step_equals_opacus_without_the_noise():
     """Same rows, same clipping, same learning rate and divisor as Opacus' own per-sample machinery."""
-    torch.manual_seed(0)
     model, (inputs, labels) = Logistic(3), data(400)
     reference = GradSampleModule(Logistic(3), loss_reduction="sum")
     reference._module.load_state_dict(model.state_dict())
@@ -364,7 +364,7 @@ def test_the_divisor_is_the_public_expected_batch_size():
 
         private = trainer(model, rows, rate=0.95, noise_multiplier=1e-9)
         list(private.train(Ones(), steps=1))
-        moved.append(float(model.linear.weight))
+        moved.append(model.linear.weight.item())
     assert moved == pytest.approx([-0.5 / (10 * 0.95), -0.5 / (11 * 0.95)], rel=1e-5)
 
 
@@ -443,18 +443,18 @@ def test_gradients_accumulated_over_several_batches_get_noise_once():
 
 def test_opacus_own_noise_repeats_after_seeding():
     """Why SecureOptimizer exists. Should this fail one day, Opacus has changed."""
-    moved = []
+    noise = []
     for _ in range(2):
-        model = Logistic(2)
+        parameter = torch.nn.Parameter(torch.zeros(3))
+        optimizer = DPOptimizerFastGradientClipping(
+            torch.optim.SGD([parameter], lr=1.0),
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+            expected_batch_size=None,
+            loss_reduction="sum",
+        )
         torch.manual_seed(0)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data(8, 2)), batch_size=8)
-        with pytest.warns(UserWarning):
-            private, optimizer, _ = PrivacyEngine().make_private(
-                module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=1.0, max_grad_norm=1.0
-            )
-        torch.manual_seed(0)
-        private(data(8, 2)[0]).sum().mul(0.0).backward()
+        parameter.grad = torch.zeros(3)
         optimizer.pre_step()
-        moved.append(model.linear.weight.grad.clone())
-    assert torch.equal(*moved)
+        noise.append(parameter.grad.clone())
+    assert torch.equal(*noise)

@@ -214,8 +214,10 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(bundle, tmp_path, sour
 
 
 def test_a_stored_nan_is_refused_like_a_written_one(bundle, tmp_path):
-    with pytest.raises(BadData, match="row 2, column 'LIMIT'"):
-        score(bundle, tmp_path, pa.table({"LIMIT": pa.array([1.0, math.nan])}), "in.parquet")
+    for row in (2, 70_001):  # in the first batch and in a later one
+        values = pa.array([1.0] * (row - 1) + [math.nan])
+        with pytest.raises(BadData, match=f"row {row}, column 'LIMIT'"):
+            score(bundle, tmp_path, pa.table({"LIMIT": values}), "in.parquet")
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,13 @@ def test_a_csv_file_may_vary_within_its_format(case: str, tmp_path: Path) -> Non
     assert found == {"a": [1.0, 3.0], "b": [2.0, 4.0]}
 
 
+def test_a_line_end_in_a_cell_may_fall_on_any_block_boundary(tmp_path: Path) -> None:
+    rows = 200_000
+    (tmp_path / "r.csv").write_text("note,a\n" + "".join(f'"x\n\n{i},y\n\n",{i}\n' for i in range(rows)))
+    assert (tmp_path / "r.csv").stat().st_size > 4 << 20
+    assert read(tmp_path, {"a": "integer"}, kind="csv", path="r.csv")["a"] == list(range(rows))
+
+
 def test_two_open_quotes_do_not_swallow_a_row(tmp_path: Path) -> None:
     content = b'a,b\n1,"2\n3,4\n5,"6\n7,8\n'
     error = refuse_csv(tmp_path, content, {"a": "number", "b": "integer"})
@@ -383,14 +390,21 @@ def test_a_literal_nan_or_infinity_in_parquet_is_refused(cell: float, tmp_path: 
 
 
 def test_a_dictionary_bomb_is_refused_before_it_unfolds(tmp_path: Path) -> None:
-    bomb = pa.DictionaryArray.from_arrays(
-        pa.array(np.zeros(2_000_000, np.int32)), pa.array(["x" * (1 << 20)])
-    )
-    pq.write_table(pa.table({"a": bomb}), tmp_path / "r.parquet")
-    assert (tmp_path / "r.parquet").stat().st_size < 2 << 20
-    before = pa.total_allocated_bytes()
+    cells = pa.DictionaryArray.from_arrays(pa.array(np.zeros(40_000, np.int32)), pa.array(["x" * (1 << 16)]))
+    pq.write_table(pa.table({"a": cells}), tmp_path / "r.parquet", store_schema=False)  # 2.6 GB of text
+    assert (tmp_path / "r.parquet").stat().st_size < 1 << 20
+    before = pa.default_memory_pool().max_memory()
     assert "1024 bytes" in refuse_parquet(tmp_path, {"a": "text"})
     assert pa.default_memory_pool().max_memory() - before < 256 << 20
+
+
+def test_a_parquet_file_that_gives_fewer_rows_than_it_states_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet(tmp_path, a=[1.0] * 100_000)
+    batches = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda self, **rest: [next(batches(self, **rest))])
+    assert "another number of rows" in refuse_parquet(tmp_path, {"a": "number"})
 
 
 def test_only_the_wanted_parquet_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,6 +453,9 @@ def test_sqlite_types_may_change_after_the_first_batch(tmp_path: Path) -> None:
     found = read(tmp_path, {"a": "number", "b": "text"}, kind="sqlite", path="r.sqlite", table="t")
     assert found["a"][24_998:] == [24_999.0, 25_000.0, 0.5]
     assert found["b"][-2:] == [None, "z"]
+    query = "select coalesce(b, a) as c from t"
+    codes = read(tmp_path, {"c": "text"}, kind="sqlite", path="r.sqlite", query=query)["c"]
+    assert codes[-2:] == ["25000", "z"]
 
 
 @pytest.mark.parametrize(
@@ -500,6 +517,9 @@ def test_a_damaged_sqlite_file_is_refused(tmp_path: Path) -> None:
         ({"kind": "postgres", "url": "postgresql://h/d", "url_env": "E", "table": "t"}, "url"),
         ({"kind": "postgres", "url": "mysql://u:hunter2@h/d", "table": "t"}, "url"),
         ({"kind": "postgres", "url": "postgresql://h/d", "path": "x", "table": "t"}, "path"),
+        ({"kind": "csv", "path": "x", "query": "select 1; select 2"}, "query"),
+        ({"kind": "csv", "path": "x", "query": "delete from records"}, "query"),
+        ({"kind": "csv", "path": "x", "query": "selection"}, "query"),
         ({"kind": "csv", "path": "x", "query_timeout_s": 0}, "query_timeout_s"),
         ({"kind": "csv", "path": "x", "query_timeout_s": float("nan")}, "query_timeout_s"),
         ({"kind": "csv", "path": "x", "query_timeout_s": True}, "query_timeout_s"),

@@ -105,14 +105,11 @@ class _PostgresReader:
         self, connection: Any, statement: str, where: str, timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        from psycopg.types.numeric import FloatLoader
-
         self.where = where
         self._connection, self._statement = connection, statement
         self._clock, self._timeout_s = clock, timeout_s
         self._deadline = clock() + timeout_s
         connection.read_only = True
-        connection.adapters.register_loader("numeric", FloatLoader)
         with self._errors():
             milliseconds = str(max(1, int(timeout_s * 1000)))
             connection.execute("select set_config('statement_timeout', %s, false)", (milliseconds,))

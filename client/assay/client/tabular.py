@@ -211,14 +211,6 @@ class ParquetReader:
     def fetch(self, names: Sequence[str]) -> pa.Table:
         """Return these columns; text stays dictionary-encoded, so that a small file stays small."""
         wanted = pa.schema([self._schema.field(name) for name in names])
-        for field in wanted:
-            if pa.types.is_nested(field.type):
-                raise BadData(
-                    f"column {field.name!r}",
-                    where=self.where,
-                    allowed=f"plain numbers or text, not {field.type}",
-                    remedy="Store one value per cell",
-                )
         texts = [field.name for field in wanted if pa.types.is_string(field.type)]
         with self._file(texts) as file:
             batches = list(file.iter_batches(batch_size=_BATCH_ROWS, columns=list(names)))

@@ -43,7 +43,8 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 def make_private_dir(path: Path) -> Path:
     """Create ``path`` (and its parents) readable by its owner only; an existing one is left as it is."""
-    path.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIR)
+    for directory in (*reversed(path.parents), path):  # mkdir(parents=True) would give parents the usual mode
+        directory.mkdir(exist_ok=True, mode=PRIVATE_DIR)
     return path
 
 
@@ -78,5 +79,5 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BadInput("file", value=str(path), allowed="an existing TOML file") from None
     except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
         raise BadInput("file", value=str(path), allowed=f"a readable TOML file ({error})") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise BadInput("file", where=path, allowed=f"valid TOML ({error})") from None

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -80,10 +80,10 @@ class Identity:
         require_private(path)
         try:
             key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-        except ValueError:
+        except (TypeError, UnsupportedAlgorithm, ValueError):  # TypeError: it asks for a password
             key = None
         if not isinstance(key, Ed25519PrivateKey):
-            raise BadInput("key file", value=str(path), allowed="an Ed25519 private key in PEM")
+            raise BadInput("key file", value=str(path), allowed="an Ed25519 private key in PEM, no password")
         return cls(key)
 
     def save(self, path: Path) -> None:

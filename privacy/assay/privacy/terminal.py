@@ -44,7 +44,8 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except AssayError as error:
-            typer.secho(f"assay: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
+            line = " ".join(str(error).splitlines())
+            typer.secho(f"assay: {line}", err=True, fg="red" if sys.stderr.isatty() else None)
             raise typer.Exit(error.exit_code) from None
         except OSError as error:
             where = f" {error.filename}" if error.filename else ""

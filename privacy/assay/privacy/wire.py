@@ -46,7 +46,9 @@ __all__ = [
 
 MAGIC = b"ASSAY1"
 MAX_FRAME_BYTES = 8 << 20
-MAX_HEADER_BYTES = 1 << 20
+MAX_STUDY_BYTES = 1 << 19
+# JSON escapes make at most three bytes of one: a study of the largest size still fits.
+MAX_HEADER_BYTES = 1 << 21
 MAX_ROUNDS = 1000
 MAX_VALUES = 1 << 19
 # A released integer stays below 2^53, so that float64 arithmetic on it is exact.
@@ -54,6 +56,7 @@ MAX_RELEASED = 1 << 53
 _RUN = re.compile(r"[0-9a-f]{32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CODE = re.compile(r"[A-Za-z0-9_-]{1,32}")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class WireError(BadInput):
@@ -100,7 +103,10 @@ class Offer(_Message):
     study: str
 
     def _check(self) -> None:
-        _need(isinstance(self.study, str) and 0 < len(self.study) <= 1 << 19, "study", "1 byte to 512 KiB")
+        # A lone surrogate is no text: it could not be written to a file later.
+        size = len(self.study.encode("utf-8", errors="ignore")) if isinstance(self.study, str) else 0
+        _need(0 < size <= MAX_STUDY_BYTES, "study", "1 byte to 512 KiB")
+        _need(not _SURROGATE.search(self.study), "study", "text that UTF-8 can carry")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +226,7 @@ def seal(message: Message, frame: Frame, identity: Identity) -> bytes:
     """Return the signed bytes of ``message``.
 
     Raises:
-        WireError: the frame would be larger than :data:`MAX_FRAME_BYTES`.
+        WireError: the frame or its header would be larger than a receiver reads.
     """
     plain = {f.name: getattr(message, f.name) for f in fields(message)}
     payload, array = b"", None
@@ -238,6 +244,7 @@ def seal(message: Message, frame: Frame, identity: Identity) -> bytes:
             "to": frame.receiver,
         }
     )
+    _need(len(header) <= MAX_HEADER_BYTES, "header length", f"at most {MAX_HEADER_BYTES} bytes")
     signed = MAGIC + len(header).to_bytes(4, "big") + header + payload
     _need(len(signed) + 64 <= MAX_FRAME_BYTES, "message size", f"at most {MAX_FRAME_BYTES} bytes")
     return signed + identity.sign("frame", signed)
@@ -270,8 +277,11 @@ def open_frame(data: bytes, frame: Frame, public_key: bytes) -> Message:
 def _parse_header(raw: bytes) -> dict[str, Any]:
     try:
         header = json.loads(raw)
+        # One message has one encoding: no repeated keys, spaces, NaN or other spellings of a number.
+        canonical = canonical_json(header) == raw
     except (ValueError, RecursionError):
         raise WireError("header", "JSON") from None
+    _need(canonical, "header", "canonical JSON")
     wanted = {"array", "federation", "fields", "from", "kind", "to"}
     _need(isinstance(header, dict) and set(header) == wanted, "header", f"the keys {sorted(wanted)}")
     _need(isinstance(header["fields"], dict), "fields", "an object")

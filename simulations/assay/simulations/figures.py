@@ -52,7 +52,7 @@ def comparison_chart(report: Report) -> str:
         rows.insert(0, ("Each holder alone, average", local.mean, "diamond", "local"))
         singles += [local.low, local.high]
     if pooled is not None:
-        rows.append(("All records pooled, no privacy", pooled.auroc, "square", "pooled"))
+        rows.append(("All records pooled, same ε", pooled.auroc, "square", "pooled"))
     bottom = 54.0 * len(rows) + 4
     x = _auroc_span([*singles, *(value for _, value, _, _ in rows)])
     plot = Plot(x=x, y=Span(low=0, high=1, start=bottom, stop=4))

@@ -98,12 +98,12 @@ class LocalSpread:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What each holder gets alone, together, and what pooling without privacy would give.
+    """What each holder gets alone, together, and what pooling at the same epsilon would give.
 
     Attributes:
         local: over holders; None where no holder's own model was trained.
         federated: the model this report is about.
-        pooled: trained on all records in one place without noise; None where it was not.
+        pooled: trained on all records in one place, at the same epsilon; None where it was not.
     """
 
     local: LocalSpread | None

@@ -7,12 +7,13 @@ from importlib.metadata import version
 
 import typer
 
-__all__ = ["main"]
+__all__ = ["build", "main"]
 
 EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 3 refused by policy or budget."
 
 
-def _build() -> typer.Typer:
+def build() -> typer.Typer:
+    """Return the whole command line."""
     from assay.client.cli import app as client_app
     from assay.models.cli import model_app, study_app
     from assay.models.plan import plan
@@ -52,7 +53,7 @@ def _root(
 def main() -> None:
     """Run the command line; Ctrl-C ends it with 130 and no traceback."""
     try:
-        _build()()
+        build()()
     except KeyboardInterrupt:
         typer.echo("assay: interrupted", err=True)
         sys.exit(130)

@@ -48,6 +48,10 @@ class Processes:
             )
         return self._running[name]
 
+    def process(self, name: str) -> subprocess.Popen[bytes]:
+        """Return the process last started under ``name``."""
+        return self._running[name]
+
     def check(self) -> None:
         """Raise if a process has ended by itself.
 

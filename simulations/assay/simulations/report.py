@@ -101,7 +101,7 @@ def _comparison(report: Report) -> str:
     heads = ("Model", "AUROC", "KS", "Gini", "Log loss", "Brier")
     rows = [("Federated", *_metrics(federated))]
     if pooled is not None:
-        rows.append(("Pooled, no privacy", *_metrics(pooled)))
+        rows.append(("Pooled, same ε", *_metrics(pooled)))
     if local is not None:
         spread = (("average", local.mean), ("weakest", local.low), ("best", local.high))
         rows += [(f"Alone, {name}", f"{value:.3f}", "–", "–", "–", "–") for name, value in spread]
@@ -128,7 +128,7 @@ def _gain(comparison: Comparison) -> str:
         )
     if comparison.pooled is not None:
         words += (
-            f"Next to pooling all records without privacy, it {moved(federated - comparison.pooled.auroc)}."
+            f"Next to pooling all records in one place at the same ε, it {moved(federated - comparison.pooled.auroc)}."
         )
     return words.rstrip()
 

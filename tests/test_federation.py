@@ -1,0 +1,155 @@
+"""The main job with real processes, and what happens when they are killed, starved or lied to."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import ssl
+import time
+
+import pytest
+from federation_support import Federation, assay, assay_json, assay_process, wait_for
+from typer.testing import CliRunner
+
+from assay.simulations.main import build
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory):
+    federation = Federation(tmp_path_factory.mktemp("federation"))
+    with federation.processes:
+        federation.start()
+        yield federation
+
+
+def train(federation, *, wait=True):
+    return json.loads(
+        assay(
+            "server",
+            "train",
+            federation.coordinator,
+            federation.study,
+            *(["--wait"] if wait else []),
+            "--json",
+        )
+    )
+
+
+def test_six_commands_lead_to_a_signed_bundle_that_scores(federation, tmp_path):
+    checked = assay("client", "check", federation.root / "bank-a", federation.study)
+    assert "what would leave" in checked
+    done = train(federation)
+    assert done["state"] == "done"
+    assert done["rounds"] == 40
+    assert done["holders"] == ["bank-a", "bank-b", "bank-c"]
+    assay("model", "verify", done["bundle"])
+    out = tmp_path / "scores.csv"
+    assay(
+        "model", "score", done["bundle"], "--input", federation.root / "bank-a/records.csv",
+        "--output", out, "--purpose", "consumer_credit",
+    )  # fmt: skip
+    assert len(out.read_text().splitlines()) == 2001
+    registered = assay_json("server", "models", federation.coordinator)["models"]
+    assert [m["run"] for m in registered] == [done["run"]]
+    for name in federation.names:
+        ledger = federation.ledger(name)
+        assert ledger["verified"] is True
+        assert ledger["spent_epsilon"] == pytest.approx(1.0, abs=1e-6)
+        assert ledger["spent_epsilon"] <= 1.0
+        assert federation.charges(name, done["run"]) == list(range(41))
+
+
+def test_a_holder_killed_in_the_middle_of_a_run_comes_back_and_is_charged_once(federation):
+    run = train(federation, wait=False)["run"]
+    federation.await_round(run, 5)
+    process = federation.processes.process("bank-b")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1.0)
+    held_at = federation.run_state(run)["round"]
+    federation.run_holder("bank-b")
+    ended = federation.await_end(run)
+    assert ended["state"] == "done"
+    assert ended["holders"] == ["bank-a", "bank-b", "bank-c"]
+    assert held_at < 40  # the run did wait for the holder
+    for name in federation.names:
+        assert federation.charges(name, run) == list(range(41))
+
+
+def test_a_coordinator_killed_during_a_run_goes_on_with_it(federation):
+    run = train(federation, wait=False)["run"]
+    federation.await_round(run, 5)
+    process = federation.processes.process("coordinator")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    federation.serve()
+    ended = federation.await_end(run)
+    assert ended["state"] == "done"
+    for name in federation.names:
+        assert federation.charges(name, run) == list(range(41))
+
+
+def test_a_run_that_would_pass_a_cap_is_refused_whole_and_charges_nothing(federation):
+    before = {name: len(federation.ledger(name)["entries"]) for name in federation.names}
+    result = CliRunner().invoke(
+        build(), ["server", "train", str(federation.coordinator), str(federation.study), "--wait", "--json"]
+    )
+    assert result.exit_code == 3
+    assert result.stdout == ""
+    last = result.stderr.splitlines()[-1]
+    assert all(f"{name}: declined (budget)" in last for name in federation.names)
+    for name in federation.names:
+        assert len(federation.ledger(name)["entries"]) == before[name]
+        assert federation.ledger(name)["spent_epsilon"] <= 2.0
+        assert "leaves room for" in (federation.root / "logs" / f"{name}.log").read_text()
+
+
+def test_a_peer_without_a_certificate_of_this_federation_gets_no_connection(federation):
+    context = ssl.create_default_context(cafile=str(federation.coordinator / "keys/ca.pem"))
+    port = int(assay_json("server", "status", federation.coordinator)["address"].rpartition(":")[2])
+    with (
+        pytest.raises((ssl.SSLError, ConnectionError)),
+        socket.create_connection(("127.0.0.1", port), 5) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
+    ):
+        # TLS 1.3 reports a missing client certificate with the first read.
+        secure.sendall(b"POST /v1/fleet/activate-node HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        if not secure.recv(1):
+            raise ConnectionError("closed")
+
+
+def test_two_daemons_on_one_directory_and_two_coordinators_are_refused(federation):
+    assert "stop the other daemon" in assay_process("client", "run", federation.root / "bank-a", code=1)
+    assert "serving" in assay_process("server", "serve", federation.coordinator, code=1)
+
+
+def test_a_revoked_holder_is_shut_out(federation):
+    assay("server", "revoke", federation.coordinator, "bank-c")
+    wait_for(lambda: not any(h["name"] == "bank-c" for h in federation.status()["holders"]))
+    process = federation.processes.process("bank-c")
+    assert process.poll() is None  # it keeps trying, and says why
+    wait_for(lambda: "401" in (federation.root / "logs/bank-c.log").read_text())
+
+
+def test_sigterm_stops_every_process_within_seconds_and_with_exit_code_0(federation):
+    for name in ("bank-a", "bank-b", "coordinator"):
+        process = federation.processes.process(name)
+        start = time.monotonic()
+        process.terminate()
+        assert process.wait(10) == 0, name
+        assert time.monotonic() - start < 5, name
+
+
+def test_a_tampered_ledger_is_named_and_the_daemon_refuses_to_start(federation):
+    home = federation.root / "bank-a"
+    with sqlite3.connect(home / "ledger.sqlite") as database:
+        database.execute("UPDATE ledger SET noise_multiplier = noise_multiplier * 2 WHERE seq = 5")
+    assert "row 5" in assay("privacy", "ledger", home, "--verify", code=1)
+    error = assay_process("client", "run", home, code=1)
+    assert "row 5" in error
+    assert "Traceback" not in error
