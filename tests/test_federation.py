@@ -94,26 +94,60 @@ def test_a_coordinator_killed_during_a_run_goes_on_with_it(federation):
         assert federation.charges(name, run) == list(range(41))
 
 
+def test_a_coordinator_stopped_during_a_run_keeps_it_and_a_holder_without_usable_records_declines(federation):
+    """The third run of the budget: stopped by SIGTERM in the middle, and one holder's file has gone bad."""
+    records = federation.root / "bank-c/records.csv"
+    good = records.read_text()
+    records.write_text(good.replace("late", "later", 1).replace(",0\n", ",7\n", 1))
+    run = train(federation, wait=False)["run"]
+    federation.await_round(run, 3)
+    process = federation.processes.process("coordinator")
+    process.terminate()
+    assert process.wait(10) == 0
+    kept = assay_json("server", "status", federation.coordinator)
+    assert kept["serving"] is False
+    assert federation.run_state(run)["state"] == "running"
+    records.write_text(good)
+    federation.serve()
+    ended = federation.await_end(run)
+    assert ended["state"] == "done"
+    assert ended["holders"] == ["bank-a", "bank-b"]
+    assert federation.charges("bank-c", run) == []
+    log = (federation.root / "logs/bank-c.log").read_text()
+    assert "row 1, column 'bad'" in log or "label" in log or "column" in log
+    assert "'7'" not in log  # the cell itself never enters a log
+
+
 def test_a_run_that_would_pass_a_cap_is_refused_whole_and_charges_nothing(federation):
-    before = {name: len(federation.ledger(name)["entries"]) for name in federation.names}
+    before = {
+        name: sum(e["kind"] == "charge" for e in federation.ledger(name)["entries"])
+        for name in federation.names
+    }
     result = CliRunner().invoke(
         build(), ["server", "train", str(federation.coordinator), str(federation.study), "--wait", "--json"]
     )
     assert result.exit_code == 3
     assert result.stdout == ""
     last = result.stderr.splitlines()[-1]
-    assert all(f"{name}: declined (budget)" in last for name in federation.names)
+    # bank-c has room for one more run; the other two have used up three, and one holder is too few.
+    assert "bank-a: declined (budget)" in last
+    assert "bank-b: declined (budget)" in last
     for name in federation.names:
-        assert len(federation.ledger(name)["entries"]) == before[name]
+        charged = [e for e in federation.ledger(name)["entries"] if e["kind"] == "charge"]
+        assert len(charged) == before[name]
         assert federation.ledger(name)["spent_epsilon"] <= 2.0
-        assert "leaves room for" in (federation.root / "logs" / f"{name}.log").read_text()
+    assert "leaves room for" in (federation.root / "logs/bank-a.log").read_text()
 
 
 def test_a_peer_without_a_certificate_of_this_federation_gets_no_connection(federation):
-    context = ssl.create_default_context(cafile=str(federation.coordinator / "keys/ca.pem"))
     port = int(assay_json("server", "status", federation.coordinator)["address"].rpartition(":")[2])
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        call_with_the_ca_file_only(port, federation.coordinator / "keys/ca.pem")
+
+
+def call_with_the_ca_file_only(port, ca):
+    context = ssl.create_default_context(cafile=str(ca))
     with (
-        pytest.raises((ssl.SSLError, ConnectionError)),
         socket.create_connection(("127.0.0.1", port), 5) as plain,
         context.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
     ):

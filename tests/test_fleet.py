@@ -205,10 +205,10 @@ def test_a_coordinator_of_another_authority_or_for_another_host_is_not_trusted(
     pki, parties, server, tmp_path
 ):
     foreign = Pki(tmp_path / "foreign")
-    with pytest.raises(Refused, match="not trusted.*self-signed|not trusted.*unable to get") as refused:
+    with pytest.raises(Refused, match=r"not trusted.*(self-signed|unable to get)") as refused:
         run_daemon(foreign, foreign.issue("alpha"), f"localhost:{server.port}", tmp_path)
     assert refused.value.code == "certificate"
-    with pytest.raises(Refused, match="not trusted.*127.0.0.2"):
+    with pytest.raises(Refused, match=r"not trusted.*127\.0\.0\.2"):
         run_daemon(pki, parties["alpha"], f"127.0.0.2:{listen_too(server)}", tmp_path)
 
 
@@ -251,7 +251,7 @@ def test_an_expired_coordinator_certificate_is_named(pki, parties, tmp_path):
     )
     fleet.start()
     try:
-        with pytest.raises(AssayError, match=r"not trusted: certificate|not trusted"):
+        with pytest.raises(AssayError, match="certificate has expired"):
             run_daemon(pki, parties["alpha"], f"localhost:{fleet.port}", tmp_path)
     finally:
         fleet.stop()
@@ -261,20 +261,9 @@ def test_an_expired_coordinator_certificate_is_named(pki, parties, tmp_path):
 def test_two_daemons_on_one_journal_are_refused(pki, parties, server, daemons, tmp_path):
     daemons(server, "alpha")
     online(server, "alpha")
+    (tmp_path / "j").symlink_to(tmp_path / "alpha" / "journal")
     with pytest.raises(Refused, match="another daemon uses") as refused:
-        link = FleetLink(
-            address="localhost:9",
-            ca=pki.ca,
-            certificate=parties["alpha"].certificate_file,
-            key=parties["alpha"].key_file,
-        )
-        serve(
-            lambda message, context: message,
-            link=link,
-            journal_dir=tmp_path / "alpha" / "journal",
-            stop=threading.Event(),
-            log=lambda line: None,
-        )
+        run_daemon(pki, parties["alpha"], "localhost:9", tmp_path)
     assert refused.value.code == "running"
 
 
@@ -459,7 +448,7 @@ def test_a_stop_in_mid_question_is_quick_and_the_question_is_taken_up_again(serv
     with server.run("r") as grid:
         box = {}
         asking = threading.Thread(
-            target=lambda: box.update(exchange(grid, {"alpha": b"sleep:4"}, "train", 30.0))
+            target=lambda: box.update(exchange(grid, {"alpha": b"sleep:3"}, "train", 30.0))
         )
         asking.start()
         wait_for(daemon.calls)
@@ -468,7 +457,7 @@ def test_a_stop_in_mid_question_is_quick_and_the_question_is_taken_up_again(serv
         assert "taken up at the next start" in daemon.text()
         (daemon,) = daemons(server, "alpha")
         asking.join(30)
-        assert box == {"alpha": b"answer:4"}
+        assert box == {"alpha": b"answer:3"}
         assert daemon.calls() == 2
 
 

@@ -137,7 +137,9 @@ def test_a_stock_superlink_can_ask_an_assay_holder(superlink, tmp_path, monkeypa
     try:
         control.RegisterNode(RegisterNodeRequest(public_key=holder.public_key, name="holder"))
         daemon.start()
-        wait_for(lambda: [n for n in control.ListNodes(ListNodesRequest()).nodes_info if n.status == "online"])
+        wait_for(
+            lambda: [n for n in control.ListNodes(ListNodesRequest()).nodes_info if n.status == "online"]
+        )
         control.StartRun(
             StartRunRequest(
                 fab=Fab(hash_str=hashlib.sha256(fab).hexdigest(), content=fab),

@@ -530,6 +530,24 @@ def test_kill_9_loses_no_acknowledged_row(tmp_path):
             assert len(rows) == len({(row["kind"], row["round"]) for row in rows})
 
 
+def test_a_reservation_that_fails_half_way_leaves_nothing():
+    class Stopping(Clock):
+        calls = 0
+
+        def __call__(self) -> float:
+            self.calls += 1
+            if self.calls == 3:  # asked once for the year and once for each row
+                raise OSError("no clock")
+            return self.now
+
+    with Ledger.open(":memory:", IDENTITY, Stopping()) as ledger:
+        with pytest.raises(OSError, match="no clock"):
+            ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+        assert ledger.summary(LIMITS).entries == ()
+        play(ledger, "a")
+        ledger.verify()
+
+
 def test_a_full_disk_charges_nothing(path):
     with Ledger.open(path, IDENTITY, Clock()) as ledger:
         ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)

@@ -213,6 +213,14 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(bundle, tmp_path, sour
         score(bundle, tmp_path, data, source)
 
 
+@pytest.mark.parametrize("column", ["id", "LIMIT", "KIND"])
+def test_a_nested_column_is_refused(bundle, tmp_path, column):
+    table = pa.table({"PAY": [1], column: pa.array([[1]])})
+    with pytest.raises(BadData, match=f"column '{column}'"):
+        score(bundle, tmp_path, table, "in.parquet")
+    assert leftovers(tmp_path) == ["in.parquet"]
+
+
 def test_a_stored_nan_is_refused_like_a_written_one(bundle, tmp_path):
     for row in (2, 70_001):  # in the first batch and in a later one
         values = pa.array([1.0] * (row - 1) + [math.nan])

@@ -70,6 +70,7 @@ __all__ = ["App", "FleetLink", "serve"]
 # A flwr.clientapp.ClientApp is one.
 App: TypeAlias = Callable[[Message, Context], Message]
 MAX_OBJECTS = 64
+UPLOAD_S = 60.0
 
 
 class _Garbled(Exception):
@@ -99,16 +100,23 @@ def serve(
     """
     link.check()
     make_private_dir(journal_dir)
-    lock = os.open(journal_dir / "lock", os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+    lock = _hold(journal_dir)
     left_running = False
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         left_running = _Daemon(app, link, journal_dir, stop, log).run()
-    except BlockingIOError:
-        raise Refused(f"another daemon uses {journal_dir}; stop it first", code="running") from None
     finally:
         if not left_running:
             os.close(lock)
+
+
+def _hold(journal_dir: Path) -> int:
+    lock = os.open(journal_dir / "lock", os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise Refused(f"another daemon uses {journal_dir}; stop it first", code="running") from None
+    return lock
 
 
 class _Daemon:
@@ -267,12 +275,18 @@ class _Daemon:
         return message
 
     def _pull_object(self, run_id: int, object_id: str) -> bytes:
-        answer = self._session.call(
-            "pull-object",
-            lambda node: PullObjectRequest(node=node, run_id=run_id, object_id=object_id),
-            PullObjectResponse,
-        )
-        return bytes(answer.object_content)
+        """Fetch one object; the message may be there before its objects are."""
+        end = time.monotonic() + UPLOAD_S
+        while True:
+            answer = self._session.call(
+                "pull-object",
+                lambda node: PullObjectRequest(node=node, run_id=run_id, object_id=object_id),
+                PullObjectResponse,
+            )
+            if answer.object_available or not answer.object_found or time.monotonic() > end:
+                return bytes(answer.object_content)
+            if self._stop.wait(0.1):
+                raise Stopped
 
     def _push_objects(self, message: Message, accepted: Any) -> None:
         contents = get_all_nested_objects(message)

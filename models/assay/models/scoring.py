@@ -86,7 +86,8 @@ def score_file(
     with _written(target, _schema(card, reader, person)) as write:
         for batch in reader.batches([*present, *([person] if person else [])]):
             columns = _typed(batch, present, source, first_row=rows + 1)
-            write(_result(card, columns, batch, person))
+            people = _typed(batch, {person: "text"} if person else {}, source, first_row=rows + 1)
+            write([*(pa.array(names, pa.string()) for names in people.values()), *_result(card, columns)])
             rows += batch.num_rows
         if rows == 0:
             raise BadData("rows", where=source, allowed="at least one record")
@@ -151,16 +152,12 @@ def _schema(card: Scorecard, reader: CsvReader | ParquetReader, person: str | No
     return pa.schema(fields)
 
 
-def _result(
-    card: Scorecard, columns: Mapping[str, NDArray[Any]], batch: pa.RecordBatch, person: str | None
-) -> list[Any]:
-    """Return the output columns, in the order of :func:`_schema`."""
+def _result(card: Scorecard, columns: Mapping[str, NDArray[Any]]) -> list[Any]:
+    """Return the output columns but the person, in the order of :func:`_schema`."""
     scores = card.score(card.grid.encode(columns))
-    rows = batch.num_rows
-    out = [] if person is None else [batch.column(person).cast(pa.string())]
+    rows = len(scores.score)
     words = pa.array([words for words, _ in BANDS])
-    out += [pa.array(scores.score), pa.array(scores.probability)]
-    out += [words.take(pa.array(scores.band))]
+    out = [pa.array(scores.score), pa.array(scores.probability), words.take(pa.array(scores.band))]
     out += [pa.array(np.ascontiguousarray(scores.points[:, j])) for j in range(scores.points.shape[1])]
     out += [pa.array(np.full(rows, card.base_points, dtype=np.int32)), pa.array(scores.capped)]
     for place in range(REASONS):

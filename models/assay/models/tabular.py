@@ -149,13 +149,6 @@ class CsvReader:
         convert.default_column_type = pa.string()
         if names is not None:
             convert.include_columns = list(names)
-        ragged: list[Any] = []
-
-        def keep(row: Any) -> str:
-            ragged.append(row)
-            return "error"
-
-        parse.invalid_row_handler = keep
         text = _CheckedText(self._path)
         try:
             with pyarrow.csv.open_csv(
@@ -169,19 +162,19 @@ class CsvReader:
                 "header", where=self.where, allowed="UTF-8 text", remedy="Save it as UTF-8"
             ) from None
         except _ARROW_ERRORS as error:
-            raise self._explained(str(error), ragged) from None
+            raise self._explained(str(error)) from None
         finally:
             text.close()
 
-    def _explained(self, message: str, ragged: list[Any]) -> BadData:
+    def _explained(self, message: str) -> BadData:
         """Turn pyarrow's message, which may quote a row, into one that does not."""
-        if ragged:
-            row = ragged[0]
-            place = f"row {row.number - 1}" if row.number is not None else "a row"
+        # An invalid_row_handler would be given these numbers, but it fails on rows that are not UTF-8.
+        if found := re.match(r"CSV parse error: Row #(\d+): Expected (\d+) columns, got (\d+)", message):
+            row, expected, actual = (int(number) for number in found.groups())
             return BadData(
-                place,
+                f"row {row - 1}",
                 where=self.where,
-                allowed=f"{row.expected_columns} cells, as in the header; it has {row.actual_columns}",
+                allowed=f"{expected} cells, as in the header; it has {actual}",
             )
         if "UTF8" in message:
             found = re.search(r"Row #(\d+)", message)
@@ -223,14 +216,6 @@ class ParquetReader:
     def fetch(self, names: Sequence[str]) -> pa.Table:
         """Return these columns; text stays dictionary-encoded, so that a small file stays small."""
         wanted = pa.schema([self._schema.field(name) for name in names])
-        for field in wanted:
-            if pa.types.is_nested(field.type):
-                raise BadData(
-                    f"column {field.name!r}",
-                    where=self.where,
-                    allowed=f"plain numbers or text, not {field.type}",
-                    remedy="Store one value per cell",
-                )
         texts = [field.name for field in wanted if pa.types.is_string(field.type)]
         with self._file(texts) as file:
             batches = list(file.iter_batches(batch_size=_BATCH_ROWS, columns=list(names)))
