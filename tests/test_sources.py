@@ -148,7 +148,7 @@ def test_a_semicolon_in_a_literal_or_comment_is_harmless(query: str, tmp_path: P
 def test_a_query_over_a_file_loads_only_the_columns_it_uses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from assay.client.tabular import CsvReader
+    from assay.models.tabular import CsvReader
 
     fetched: list[tuple[str, ...]] = []
     fetch = CsvReader.fetch

@@ -370,8 +370,8 @@ def test_study_check_says_that_a_neural_model_cannot_be_trained(tmp_path):
     result = CliRunner().invoke(study_app, ["check", str(path), "--json"])
     assert result.exit_code == 0
     assert "not available" in json.loads(result.stdout)["notes"][0]
-    with pytest.raises(BadInput, match="not available"):
-        read_study(path).training.require_trainable()
+    with pytest.raises(Refused, match="not available"):
+        read_study(path).require_trainable()
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ def join(
     emit(
         {"federation": joined.federation, "fingerprint": joined.fingerprint, "address": joined.address},
         as_json=as_json,
-        text=f"Joined {joined.federation} at {joined.address}\nFederation's fingerprint {joined.fingerprint}\n"
+        text=f"Joined {joined.federation} at {joined.address}\n"
+        f"Federation's fingerprint {joined.fingerprint}\n"
         f"Next: assay client run {directory}",
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 from assay.client.config import HolderConfig
 from assay.client.enrol import CA_CERTIFICATE, CLIENT_CERTIFICATE, TRANSPORT_KEY, load_join, load_keys
 from assay.client.records import Records, load_records
-from assay.client.sources import DataSource, open_source
+from assay.client.sources import open_source
 from assay.models.schema import Study
 from assay.privacy.errors import BadInput
 from assay.privacy.files import write_durably
@@ -33,24 +33,8 @@ def records_for(config: HolderConfig, study: Study) -> Records:
     Raises:
         BadInput: ``[data]`` is missing, or the source is not what the study says.
     """
-    with open_source(require_data(config)) as source:
+    with open_source(config.require_data()) as source:
         return load_records(source, study)
-
-
-def require_data(config: HolderConfig) -> DataSource:
-    """Return where the records lie.
-
-    Raises:
-        BadInput: ``[data]`` is missing.
-    """
-    if config.data is None:
-        raise BadInput(
-            "[data]",
-            where=config.directory / "client.toml",
-            allowed="a section that says where the records lie",
-            remedy="Remove the # in front of one of the examples in the file and adapt it",
-        )
-    return config.data
 
 
 def run_daemon(directory: Path, stop: threading.Event, log: Callable[[str], None]) -> None:
@@ -66,7 +50,7 @@ def run_daemon(directory: Path, stop: threading.Event, log: Callable[[str], None
             refuses this holder for good.
     """
     config, keys, joined = HolderConfig.load(directory), load_keys(directory), load_join(directory)
-    require_data(config)  # said before connecting
+    config.require_data()  # said before connecting
     if config.name != joined.holder:
         raise BadInput(
             "holder.name",

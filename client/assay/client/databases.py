@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assay.client.sources import DataSource, Reader
-from assay.client.tabular import require_file
+from assay.models.tabular import require_file
 from assay.privacy.errors import AssayError, BadData, Unavailable
 
 __all__ = [

@@ -16,7 +16,7 @@ from assay.client.release import release
 from assay.client.training import LocalTraining
 from assay.models.label import privacy_target
 from assay.models.study import Study, parse_study
-from assay.privacy.accounting import RunCost
+from assay.privacy.accounting import Event, RunCost
 from assay.privacy.errors import Refused
 from assay.privacy.files import make_private_dir, write_durably
 from assay.privacy.ledger import Ledger
@@ -88,6 +88,7 @@ class Holder:
         """Check policy, then records, then reserve the whole run: nothing is spent by accepting."""
         study = parse_study(offer.study, where="offered study")
         admit(study, self._policy)
+        self._require_same(offer)
         training = self._open(study)
         # A coordinator trains one run at a time: what it left open before this offer is over.
         for abandoned in set(self._ledger.open_runs()) - {offer.run}:
@@ -97,6 +98,12 @@ class Holder:
         write_durably(self._study_file(offer.run), offer.study.encode(), mode=0o600)
         self._runs[offer.run] = _Run(study=study, training=training)
         return Accepted(run=offer.run)
+
+    def _require_same(self, offer: Offer) -> None:
+        """Refuse to put another study under a run that was accepted before."""
+        path = self._study_file(offer.run)
+        if path.exists() and path.read_bytes() != offer.study.encode():
+            raise Refused(f"run {offer.run} was accepted with another study; start a new run", code="changed")
 
     def _open(self, study: Study) -> LocalTraining:
         records = self._load(study)
@@ -118,7 +125,9 @@ class Holder:
 
     def _gradient(self, question: GradientRequest) -> Release:
         run = self._run(question.run)
-        event = RunCost.of(privacy_target(run.study)).gradient(question.rounds)
+        cost = RunCost.of(privacy_target(run.study))
+        event = cost.gradient(question.rounds)
+        self._require_rounds(question.run, cost.counts, event)
         run.training.require_shape(question.theta)
         return release(
             self._ledger,
@@ -131,6 +140,14 @@ class Holder:
                 question.theta, event, self._ledger.charged(question.run)
             ),
         )
+
+    def _require_rounds(self, run: str, counts: Event, gradient: Event) -> None:
+        """Refuse another number of rounds than the run began with: all its gradients cost the same."""
+        charged = list(self._ledger.charged(run))
+        if counts in charged:
+            charged.remove(counts)
+        if any(event != gradient for event in charged):
+            raise Refused(f"the number of rounds of run {run} was fixed by its first", code="changed")
 
     def _close(self, question: Close) -> Closed:
         self._end(question.run, question.outcome)

@@ -98,10 +98,7 @@ def admit(study: Study, policy: Policy) -> None:
                 code="components",
             )
     _admit_privacy(study, policy)
-    if study.training.model != "additive":
-        raise Refused(
-            f"training.model {study.training.model!r} is not available; allowed: additive", code="model"
-        )
+    study.require_trainable()
 
 
 def _admit_privacy(study: Study, policy: Policy) -> None:
@@ -119,8 +116,6 @@ def _admit_privacy(study: Study, policy: Policy) -> None:
             f"allowed: at most {policy.delta:g} (policy.delta)",
             code="delta",
         )
-    if privacy.trust != "local":
-        raise Refused(f"privacy.trust {privacy.trust!r} is not available; allowed: local", code="trust")
 
 
 def require_persons(records: Records, policy: Policy) -> None:

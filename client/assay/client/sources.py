@@ -257,7 +257,8 @@ def open_source(settings: DataSource) -> Iterator[Source]:
 
 
 def _reader(settings: DataSource) -> Reader:
-    from assay.client import databases, tabular
+    from assay.client import databases
+    from assay.models import tabular
 
     if settings.kind == "postgres":
         from assay.client import postgres

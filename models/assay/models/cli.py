@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from assay.privacy.errors import Refused
 from assay.privacy.terminal import Json, command, emit, note
 
 if TYPE_CHECKING:
@@ -82,9 +83,10 @@ def verify(
     """
     from assay.models.bundle import read_bundle
     from assay.privacy.errors import Tampered
+    from assay.privacy.keys import same_fingerprint
 
     opened = read_bundle(bundle)
-    if fingerprint and _normal(fingerprint) != _normal(opened.fingerprint):
+    if fingerprint and not same_fingerprint(fingerprint, opened.fingerprint):
         raise Tampered(f"{bundle} is signed by {opened.fingerprint}, not by {fingerprint}")
     result = {**_bundle_facts(opened), "verified": True, "signer_checked": bool(fingerprint)}
     text = f"{bundle}: unchanged since it was signed by {opened.fingerprint}"
@@ -144,8 +146,10 @@ def explain(
 
 def _study_facts(study: Study) -> dict[str, Any]:
     notes = []
-    if study.training.model != "additive":
-        notes.append("training a neural model is not available; a run of this study is refused")
+    try:
+        study.require_trainable()
+    except Refused as refused:
+        notes.append(f"a run of this study is refused: {refused}")
     return {
         "valid": True,
         "name": study.name,
@@ -194,7 +198,3 @@ def _shown(bundle: Bundle, facts: dict[str, Any], card: dict[str, Any]) -> str:
         lines.append(f"  {feature['label']}: {min(points):+d} to {max(points):+d}")
         lines += [f"    {cell['points']:+5d}  {cell['value']}" for cell in feature["cells"]]
     return "\n".join(lines)
-
-
-def _normal(fingerprint: str) -> str:
-    return "".join(character for character in fingerprint.upper() if character.isalnum())

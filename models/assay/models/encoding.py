@@ -188,7 +188,7 @@ class Grid:
 
     @property
     def gradient_sensitivity(self) -> float:
-        """Largest Euclidean norm of one row's gradient: hat weights and the bias, times a residual of at most 1.
+        """Largest Euclidean norm of one row's gradient: hat weights and bias, times a residual of at most 1.
 
         At this clip norm no row is ever scaled down, so that probabilities stay unbiased.
         """

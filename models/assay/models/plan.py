@@ -67,7 +67,7 @@ def plan_run(study: Study, *, holders: int, rows: int) -> dict[str, Any]:
     }
 
 
-_WORDS = {
+_OUTLOOK = {
     "good": "The noise is small against what there is to learn.",
     "weak": "The noise will cost accuracy: more persons, more holders or a larger epsilon would help.",
     "hopeless": "Too few persons for this epsilon: nothing useful can be learned. Do not spend the budget.",
@@ -87,15 +87,19 @@ def plan(
     """
     checked = read_study(study)
     result = plan_run(checked, holders=holders, rows=rows)
-    text = (
-        f"{result['study']}: epsilon {result['epsilon']:g} at delta {result['delta']:g}, {holders} holder(s) of"
-        f" about {rows:,} persons, trust {result['trust']}\n"
-        f"  rounds            {result['rounds']}, plus one release of noisy counts\n"
-        f"  released          {result['cells']} + {result['rounds']} x {result['cells'] + 1} noisy integers by each holder\n"
-        f"  noise multiplier  {result['noise_multiplier']:.4g} (counts {result['counts_noise_multiplier']:.4g}),"
-        f" sensitivity {result['sensitivity']:.4g}\n"
-        f"  cost              epsilon {result['epsilon_per_holder']:.6g} in each holder's ledger\n"
-        f"  noise of the mean gradient {result['noise_of_mean_gradient']:.2g}: {result['outlook']}. "
-        f"{_WORDS[result['outlook']]}"
+    emit(result, as_json=as_json, text=_words(result))
+
+
+def _words(plan: dict[str, Any]) -> str:
+    cells, rounds = plan["cells"], plan["rounds"]
+    return (
+        f"{plan['study']}: epsilon {plan['epsilon']:g} at delta {plan['delta']:g}, "
+        f"{plan['holders']} holder(s) of about {plan['rows']:,} persons, trust {plan['trust']}\n"
+        f"  rounds            {rounds}, plus one release of noisy counts\n"
+        f"  released          {cells} + {rounds} x {cells + 1} noisy integers by each holder\n"
+        f"  noise multiplier  {plan['noise_multiplier']:.4g} (counts {plan['counts_noise_multiplier']:.4g}),"
+        f" sensitivity {plan['sensitivity']:.4g}\n"
+        f"  cost              epsilon {plan['epsilon_per_holder']:.6g} in each holder's ledger\n"
+        f"  noise of the mean gradient {plan['noise_of_mean_gradient']:.2g}: {plan['outlook']}. "
+        f"{_OUTLOOK[plan['outlook']]}"
     )
-    emit(result, as_json=as_json, text=text)

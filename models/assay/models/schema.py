@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.privacy.errors import BadInput
+from assay.privacy.errors import BadInput, Refused
 from assay.privacy.purpose import check_context, check_input, check_purpose
 
 __all__ = [
@@ -236,20 +236,6 @@ class Training:
         if self.rounds is not None:
             _whole("rounds", self.rounds, 1, 1000)
 
-    def require_trainable(self) -> None:
-        """Refuse what this version cannot train.
-
-        Raises:
-            BadInput: the model is ``"neural"``.
-        """
-        if self.model != "additive":
-            raise BadInput(
-                "training.model",
-                value=self.model,
-                allowed="additive",
-                remedy='Training a neural model is not available; set model = "additive"',
-            )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Privacy:
@@ -385,6 +371,26 @@ class Study:
     def digest(self) -> str:
         """SHA-256 of the source text, 64 hexadecimal digits."""
         return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
+
+    def require_trainable(self) -> None:
+        """Refuse what this version cannot train, with what to change.
+
+        Raises:
+            Refused: the model is ``"neural"`` (code ``"model"``) or the trust is ``"distributed"`` (code
+                ``"trust"``).
+        """
+        if self.training.model != "additive":
+            raise Refused(
+                f"training.model {self.training.model!r} is not available; allowed: additive."
+                ' Set model = "additive"',
+                code="model",
+            )
+        if self.privacy.trust != "local":
+            raise Refused(
+                f"privacy.trust {self.privacy.trust!r} is not available; allowed: local, where every holder"
+                ' adds its full noise. Set trust = "local"',
+                code="trust",
+            )
 
 
 def _once(setting: str, value: str, taken: dict[str, str], owner: str) -> None:

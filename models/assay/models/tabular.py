@@ -49,12 +49,12 @@ def require_file(path: Path) -> bytes:
     """
     if not path.is_file():
         found = "It is a directory" if path.is_dir() else "There is no file of this name"
-        raise BadData("data.path", where=path, allowed="an existing file", remedy=found)
+        raise BadData("file", where=path, allowed="an existing file", remedy=found)
     try:
         with path.open("rb") as file:
             head = file.read(16)
     except OSError as error:
-        raise BadData("data.path", where=path, allowed=f"a readable file ({error.strerror})") from None
+        raise BadData("file", where=path, allowed=f"a readable file ({error.strerror})") from None
     if not head:
         raise BadData("file", where=path, allowed="a file that is not empty")
     return head
@@ -206,7 +206,7 @@ class ParquetReader:
         if _PARQUET_ENCRYPTED in (head[:4], tail):
             raise self._bad("It is encrypted: write it without encryption")
         if head[:4] != _PARQUET:
-            raise self._bad("It does not begin like one: look at data.kind and data.path")
+            raise self._bad("It does not begin like one: check the file and the kind it is said to be")
         if tail != _PARQUET:
             raise self._bad("Its end is missing: copy it again")
         with self._file() as file:

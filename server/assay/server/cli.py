@@ -92,8 +92,9 @@ def admit(
     emit(
         result,
         as_json=as_json,
-        text=f"Admitted {asked.name}\nHolder's fingerprint     {asked.fingerprint}\n"
-        f"Federation's fingerprint {ours}\nSend {path} to the holder, who runs: assay client join DIR {path.name}",
+        text=f"Admitted {asked.name}\n"
+        f"Holder's fingerprint     {asked.fingerprint}\nFederation's fingerprint {ours}\n"
+        f"Send {path} to the holder, who runs: assay client join DIR {path.name}",
     )
 
 
@@ -154,11 +155,10 @@ def train(
     """
     from assay.models.study import read_study
     from assay.server.admin import AdminClient
-    from assay.server.coordinator import check_startable
 
-    text = read_study(study).text
-    check_startable(text, where=str(study))
-    run = AdminClient.call(directory, "train", {"study": text})["run"]
+    checked = read_study(study)
+    checked.require_trainable()
+    run = AdminClient.call(directory, "train", {"study": checked.text})["run"]
     if not wait:
         emit({"run": run, "state": "queued"}, as_json=as_json, text=f"Run {run} is queued")
         return
@@ -262,20 +262,23 @@ def status(directory: Directory, as_json: Json = False) -> None:
                 "runs": [run_summary(run) for run in federation.registry.runs()],
                 "serving": False,
             }
-    holders = "\n".join(
-        f"  {h['name']:<24} {'online' if h['online'] else 'offline':<8} {h['fingerprint']}"
-        for h in result["holders"]
-    )
-    runs = "\n".join(
-        f"  {r['run'][:8]}  {r['name']:<24} {r['state']:<8} round {r['round'] or 0}/{r['rounds'] or '?'}  {r['message']}"
-        for r in result["runs"]
-    )
-    emit(
-        result,
-        as_json=as_json,
-        text=f"{result['federation']} at {result['address']}: {'serving' if result['serving'] else 'not serving'}\n"
-        f"Fingerprint {result['fingerprint']}\nHolders\n{holders or '  none'}\nRuns\n{runs or '  none'}",
-    )
+    emit(result, as_json=as_json, text=_status_words(result))
+
+
+def _status_words(status: dict[str, Any]) -> str:
+    lines = [
+        f"{status['federation']} at {status['address']}: {'serving' if status['serving'] else 'not serving'}",
+        f"Fingerprint {status['fingerprint']}",
+        "Holders",
+    ]
+    for holder in status["holders"]:
+        state = "online" if holder["online"] else "offline"
+        lines.append(f"  {holder['name']:<24} {state:<8} {holder['fingerprint']}")
+    lines.append("Runs")
+    for run in status["runs"]:
+        progress = f"round {run['round'] or 0}/{run['rounds'] or '?'}"
+        lines.append(f"  {run['run'][:8]}  {run['name']:<24} {run['state']:<8} {progress}  {run['message']}")
+    return "\n".join(lines)
 
 
 @app.command()

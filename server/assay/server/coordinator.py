@@ -25,29 +25,12 @@ from assay.server.records import Checkpoint
 from assay.server.records import Run as RunRecord
 from assay.server.rounds import Interrupted, Progress, Run
 
-__all__ = ["Coordinator", "check_startable"]
+__all__ = ["Coordinator", "run_summary"]
 
 _LOG = logging.getLogger("assay.server")
 # How long a run that was just started waits for admitted holders that are still connecting.
 GATHER_S = 15.0
 _IDLE_S = 0.5
-
-
-def check_startable(text: str, where: str = "study.toml") -> None:
-    """Refuse a study that this version cannot train.
-
-    Raises:
-        BadInput: the study is wrong, or asks for a model that cannot be trained.
-        Refused: its purpose is refused, or it asks for a trust that is not available.
-    """
-    study = parse_study(text, where=where)
-    study.training.require_trainable()
-    if study.privacy.trust != "local":
-        raise Refused(
-            f'{where}: privacy.trust "{study.privacy.trust}" is not available; allowed: "local", where every'
-            ' holder adds its full noise. Set trust = "local"',
-            code="trust",
-        )
 
 
 class Coordinator:
@@ -128,7 +111,7 @@ class Coordinator:
             state, message = "aborted", str(error)
         except AssayError as error:
             message = str(error)
-        except Exception:  # the run fails, the service goes on
+        except Exception:  # noqa: BLE001 - the run fails, the service goes on
             _LOG.exception("run %s failed", run[:8])
             message = "a defect; the coordinator's log has the details"
         self._registry.set_state(run, state, message)
@@ -183,10 +166,9 @@ class Coordinator:
             self._registry.set_holders(run, detail["holders"])
             self._registry.set_rounds(run, progress.rounds)
         self._registry.add_event(run, kind, detail)
-        _LOG.info(
-            "run %s: %s %d/%d, %d holder(s), epsilon %.4g %s",
-            run[:8], kind, progress.round, progress.rounds, len(progress.holders), progress.epsilon, progress.detail,
-        )  # fmt: skip
+        step = f"{kind} {progress.round}/{progress.rounds}"
+        who = f"{len(progress.holders)} holder(s), epsilon {progress.epsilon:.4g}"
+        _LOG.info("run %s: %s, %s %s", run[:8], step, who, progress.detail)
 
     def _status(self, _: dict[str, Any]) -> dict[str, Any]:
         online = self._fleet.online()
@@ -203,8 +185,8 @@ class Coordinator:
 
     def _train(self, request: dict[str, Any]) -> dict[str, Any]:
         text = str(request.get("study", ""))
-        check_startable(text)
         study = parse_study(text)
+        study.require_trainable()
         record = self._registry.add_run(name=study.name, study=text, digest=study.digest)
         self._work.set()
         return {"run": record.run}

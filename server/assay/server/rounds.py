@@ -18,7 +18,7 @@ from safetensors.numpy import save as save_arrays
 from assay.models.encoding import Grid
 from assay.models.fitting import Fit, default_rounds, estimate_persons
 from assay.models.label import privacy_target
-from assay.models.study import Study, parse_study
+from assay.models.study import parse_study
 from assay.privacy.accounting import RunCost, epsilon_of
 from assay.privacy.errors import AssayError, Refused, Unavailable
 from assay.privacy.noise import grid_unit
@@ -274,8 +274,8 @@ class Run:
                 self._tell("dropped", number, (name,), detail=problem or "")
         if len(sums) < self._minimum:
             raise Unavailable(
-                f"round {number}: {len(sums)} holder(s) answered within {self._timeout:g} s; allowed: at least"
-                f" {self._minimum}. The run is aborted; start the holders and train again"
+                f"round {number}: {len(sums)} holder(s) answered within {self._timeout:g} s; allowed: at"
+                f" least {self._minimum}. The run is aborted; start the holders and train again"
             )
         return sums
 

@@ -127,9 +127,8 @@ def _gain(comparison: Comparison) -> str:
             "alone on average (diamond; the small circles are single holders). "
         )
     if comparison.pooled is not None:
-        words += (
-            f"Next to pooling all records in one place at the same ε, it {moved(federated - comparison.pooled.auroc)}."
-        )
+        gain = moved(federated - comparison.pooled.auroc)
+        words += f"Next to pooling all records in one place at the same ε, it {gain}."
     return words.rstrip()
 
 

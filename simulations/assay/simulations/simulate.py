@@ -17,7 +17,6 @@ from assay.models.schema import Study
 from assay.models.study import parse_study, read_study
 from assay.privacy.errors import BadInput
 from assay.privacy.files import make_private_dir
-from assay.server.coordinator import check_startable
 from assay.server.publish import publish
 from assay.simulations.comparison import evaluate, records_at, scorecard_of, train_baselines
 from assay.simulations.engine import federate, with_epsilon
@@ -84,7 +83,7 @@ class Simulation:
         text = read_study(self.study).text
         texts = [with_epsilon(text, e) for e in self.epsilons] or [text]
         for each in texts:
-            check_startable(each, where=str(self.study))
+            parse_study(each, where=str(self.study)).require_trainable()
         _require_new(self.out)
         step("reading records")
         holders, test = self._records(parse_study(text))

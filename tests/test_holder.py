@@ -1,0 +1,529 @@
+"""A holder: what it declines costs nothing, what it accepts costs what was promised, and never twice."""
+
+import math
+
+import dp_accounting
+import numpy as np
+import pytest
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.pld.privacy_loss_mechanism import GaussianPrivacyLoss
+from scipy import stats
+from toy_study import (
+    FEATURES,
+    GRID,
+    OTHER_RUN,
+    ROUNDS,
+    RUN,
+    STUDY,
+    TEXT,
+    counts,
+    gradient,
+    holder,
+    offer,
+    policy,
+    records,
+)
+
+from assay.client.records import Records
+from assay.models.label import privacy_target
+from assay.privacy import noise, optimizer
+from assay.privacy.accounting import RunCost, mu2_of
+from assay.privacy.errors import BadData, BadInput, Refused
+from assay.privacy.keys import Identity
+from assay.privacy.ledger import Ledger
+from assay.privacy.wire import Accepted, Close, Closed, Release
+
+COST = RunCost.of(privacy_target(STUDY))
+IDENTITY = Identity.generate()
+LIMITS = policy().limits
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path):
+    with Ledger.open(path, IDENTITY) as opened:
+        yield opened
+
+
+@pytest.fixture
+def north(tmp_path, ledger):
+    return holder(tmp_path, ledger=ledger)
+
+
+@pytest.fixture
+def no_noise(monkeypatch):
+    """Inside a test, and only there, releases carry no noise."""
+    monkeypatch.setattr(optimizer, "gaussian", lambda shape, std: np.zeros(shape))
+
+
+def entries(ledger, kind=None):
+    return [entry for entry in ledger.summary(LIMITS).entries if kind in (None, entry["kind"])]
+
+
+def refusal(north, question):
+    with pytest.raises(Refused) as caught:
+        north.answer(question)
+    return caught.value.code
+
+
+def play(north, *, rounds=ROUNDS, run=RUN, text=TEXT):
+    """Ask for a whole run and return its releases."""
+    assert north.answer(offer(text, run)) == Accepted(run=run)
+    releases = [north.answer(counts(run))]
+    return releases + [north.answer(gradient(r, rounds=rounds, run=run)) for r in range(1, rounds + 1)]
+
+
+class TestOffers:
+    @pytest.mark.parametrize(
+        ("changed", "code"),
+        [
+            ({"purposes": ("microfinance_credit",)}, "purpose"),
+            ({"components": ("spending", "payment_history")}, "components"),
+            ({"epsilon_per_run": 1.9}, "epsilon"),
+            ({"delta": 1e-7}, "delta"),
+            ({"minimum_persons": 601}, "data"),
+        ],
+    )
+    def test_an_offer_beyond_the_policy_is_refused_and_costs_nothing(self, tmp_path, ledger, changed, code):
+        north = holder(tmp_path, ledger=ledger, rules=policy(**changed))
+        assert refusal(north, offer()) == code
+        assert entries(ledger) == []
+        assert refusal(north, counts()) == "unknown-run"
+        assert list((tmp_path / "accepted-north").iterdir()) == []
+
+    def test_an_offer_that_trusts_the_coordinator_is_refused(self, north, ledger):
+        assert refusal(north, offer(TEXT + 'trust = "distributed"\n')) == "trust"
+        assert entries(ledger) == []
+
+    def test_a_study_beyond_the_budget_is_refused_whole(self, north, ledger):
+        play(north)
+        north.answer(Close(run=RUN, outcome="done"))
+        before = entries(ledger)
+        again = TEXT.replace("epsilon = 2.0", "epsilon = 0.5").replace('"toy"', '"toy-2"')
+        assert refusal(north, offer(again, OTHER_RUN)) == "budget"
+        assert entries(ledger) == before
+        assert refusal(north, counts(OTHER_RUN)) == "unknown-run"
+
+    @pytest.mark.parametrize("text", ["", "[study", TEXT.replace("domain = [0, 10]", "domain = [10, 0]")])
+    def test_what_is_not_a_study_is_refused(self, north, ledger, text):
+        with pytest.raises(BadInput):
+            north.answer(offer(text))
+        assert entries(ledger) == []
+
+    def test_bad_records_are_refused_before_anything_is_reserved(self, tmp_path, ledger):
+        def load(_):
+            raise BadData("row 7, column 'INCOME'", value="abc", allowed="a number")
+
+        with pytest.raises(BadData):
+            holder(tmp_path, ledger=ledger, load=load).answer(offer())
+        assert entries(ledger) == []
+
+    def test_minimum_persons_counts_persons_and_not_rows(self, tmp_path, ledger):
+        few = records(600, persons=np.arange(600) % 9)
+        north = holder(tmp_path, ledger=ledger, data=few, rules=policy(minimum_persons=10))
+        assert refusal(north, offer()) == "data"
+
+    def test_accepting_reserves_exactly_the_cost_of_the_run_and_spends_nothing(self, north, ledger):
+        assert north.answer(offer()) == Accepted(run=RUN)
+        assert ledger.summary(LIMITS).spent_epsilon == 0
+        reserved = ledger.summary(LIMITS).reserved_epsilon
+        assert 2.0 * (1 - 1e-6) <= reserved <= 2.0
+        assert {entry["kind"] for entry in entries(ledger)} == {"reserve"}
+
+    def test_the_same_offer_twice_is_reserved_once(self, north, ledger):
+        north.answer(offer())
+        before = entries(ledger)
+        assert north.answer(offer()) == Accepted(run=RUN)
+        assert entries(ledger) == before
+
+    def test_another_study_under_an_accepted_run_is_refused(self, north, ledger):
+        north.answer(offer())
+        first = north.answer(counts())
+        without_house = TEXT.replace('levels = ["own", "rent"]', 'levels = ["own"]')
+        assert refusal(north, offer(without_house)) == "changed"
+        assert np.array_equal(north.answer(counts()).values, first.values)
+        assert north.answer(gradient()).values.size == GRID.size + 1
+
+    def test_a_new_offer_ends_what_the_coordinator_abandoned(self, tmp_path, ledger):
+        north = holder(tmp_path, ledger=ledger)
+        north.answer(offer())
+        north.answer(offer(run=OTHER_RUN))
+        assert ledger.open_runs() == (OTHER_RUN,)
+        assert refusal(north, counts(RUN)) == "unknown-run"
+        assert north.answer(counts(OTHER_RUN)).round == 0
+
+    def test_an_offer_that_is_declined_leaves_the_open_run_alone(self, north, ledger):
+        north.answer(offer())
+        assert refusal(north, offer(TEXT.replace("epsilon = 2.0", "epsilon = 3.0"), OTHER_RUN)) == "epsilon"
+        assert ledger.open_runs() == (RUN,)
+        assert north.answer(counts()).round == 0
+
+    def test_only_questions_are_answered(self, north):
+        assert refusal(north, Closed(run=RUN)) == "invalid"
+
+
+class TestRounds:
+    def test_a_whole_run_spends_what_the_study_says(self, north, ledger):
+        releases = play(north)
+        assert [each.round for each in releases] == list(range(ROUNDS + 1))
+        assert [each.values.size for each in releases] == [GRID.size] + [GRID.size + 1] * ROUNDS
+        spent = ledger.summary(LIMITS).spent_epsilon
+        assert 2.0 * (1 - 1e-6) <= spent <= 2.0
+        ledger.verify()
+
+    def test_a_run_nobody_offered_is_refused(self, north, ledger):
+        assert refusal(north, counts()) == "unknown-run"
+        assert refusal(north, gradient()) == "unknown-run"
+        assert entries(ledger) == []
+
+    @pytest.mark.parametrize("rounds", [ROUNDS - 1, ROUNDS + 1, 1000])
+    def test_the_number_of_rounds_cannot_change_during_a_run(self, north, ledger, rounds):
+        north.answer(offer())
+        north.answer(counts())
+        north.answer(gradient(1))
+        before = entries(ledger)
+        assert refusal(north, gradient(2, rounds=rounds)) == "changed"
+        assert entries(ledger) == before
+        assert north.answer(gradient(2)).round == 2
+
+    def test_not_even_where_a_gradient_costs_as_much_as_the_counts(self, north):
+        north.answer(offer())
+        north.answer(counts())
+        assert COST.gradient(9).noise_multiplier == pytest.approx(COST.counts.noise_multiplier)
+        north.answer(gradient(1, rounds=9))
+        assert refusal(north, gradient(2, rounds=18)) == "changed"
+
+    def test_the_number_of_rounds_stays_fixed_over_a_restart(self, tmp_path, ledger):
+        north = holder(tmp_path, ledger=ledger)
+        north.answer(offer())
+        north.answer(gradient(1))
+        assert refusal(holder(tmp_path, ledger=ledger), gradient(2, rounds=ROUNDS + 1)) == "changed"
+
+    def test_no_sequence_of_questions_spends_more_than_was_reserved(self, north, ledger):
+        north.answer(offer())
+        for rounds in (3, 1, 2, 1000, 4):
+            for number in range(1, min(rounds, 5) + 1):
+                try:
+                    north.answer(gradient(number, rounds=rounds))
+                except Refused as error:
+                    assert error.code in ("changed", "budget")
+        north.answer(counts())
+        assert mu2_of(ledger.charged(RUN)) <= COST.mu2 * (1 + 1e-9)
+        assert ledger.summary(LIMITS).spent_epsilon <= 2.0
+
+    def test_a_round_asked_again_at_other_parameters_gets_the_old_bytes(self, north, ledger):
+        north.answer(offer())
+        first = north.answer(gradient(1))
+        again = north.answer(gradient(1, theta=np.full(GRID.size + 1, 0.5)))
+        assert again.values.tobytes() == first.values.tobytes()
+        assert len(entries(ledger, "charge")) == 1
+
+    @pytest.mark.parametrize("size", [GRID.size, GRID.size + 2, 1])
+    def test_parameters_of_another_model_are_refused_and_cost_nothing(self, north, ledger, size):
+        north.answer(offer())
+        with pytest.raises(BadInput, match="theta"):
+            north.answer(gradient(theta=np.zeros(size)))
+        assert entries(ledger, "charge") == []
+
+    def test_parameters_beyond_all_reason_release_nothing(self, north, ledger):
+        north.answer(offer())
+        with pytest.raises(BadInput, match="theta"):
+            north.answer(gradient(theta=np.full(GRID.size + 1, 1e300)))
+        assert entries(ledger, "release") == []
+        assert north.answer(gradient()).round == 1
+        assert len(entries(ledger, "charge")) == 1
+
+    def test_a_failed_computation_is_charged_once_however_often_it_is_tried(
+        self, tmp_path, ledger, monkeypatch
+    ):
+        north = holder(tmp_path, ledger=ledger)
+        north.answer(offer())
+        with monkeypatch.context() as broken:
+            broken.setattr(optimizer, "gaussian", lambda shape, std: np.full(shape, np.nan))
+            for _ in range(3):
+                with pytest.raises(BadInput):
+                    north.answer(counts())
+        assert north.answer(counts()).round == 0
+        assert [entry["kind"] for entry in entries(ledger)][2:] == ["charge", "release"]
+        play(north)
+        assert ledger.summary(LIMITS).spent_epsilon <= 2.0
+
+
+class TestRestarts:
+    def test_a_new_holder_on_the_same_ledger_goes_on_where_the_old_one_stopped(self, tmp_path, path):
+        with Ledger.open(path, IDENTITY) as before:
+            north = holder(tmp_path, ledger=before)
+            north.answer(offer())
+            released = [north.answer(counts()), north.answer(gradient(1))]
+        with Ledger.open(path, IDENTITY) as after:
+            north = holder(tmp_path, ledger=after)
+            again = [north.answer(counts()), north.answer(gradient(1, theta=np.ones(GRID.size + 1)))]
+            for old, new in zip(released, again, strict=True):
+                assert new.values.tobytes() == old.values.tobytes()
+            for number in range(2, ROUNDS + 1):
+                north.answer(gradient(number))
+            assert 2.0 * (1 - 1e-6) <= after.summary(LIMITS).spent_epsilon <= 2.0
+
+    def test_a_policy_made_stricter_meanwhile_is_asked_again(self, tmp_path, ledger):
+        holder(tmp_path, ledger=ledger).answer(offer())
+        stricter = holder(tmp_path, ledger=ledger, rules=policy(epsilon_per_run=1.0))
+        assert refusal(stricter, counts()) == "epsilon"
+        assert entries(ledger, "charge") == []
+
+    def test_an_accepted_study_is_readable_by_the_holder_only(self, tmp_path, north):
+        north.answer(offer())
+        (file,) = (tmp_path / "accepted-north").iterdir()
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert file.read_text(encoding="utf-8") == TEXT
+
+
+class TestClosing:
+    def test_what_was_reserved_and_not_spent_is_free_again(self, north, ledger):
+        north.answer(offer())
+        north.answer(counts())
+        assert north.answer(Close(run=RUN, outcome="aborted")) == Closed(run=RUN)
+        summary = ledger.summary(LIMITS)
+        assert summary.open_runs == ()
+        assert summary.reserved_epsilon == summary.spent_epsilon
+        assert 0 < summary.spent_epsilon < 2.0 / 2
+
+    def test_a_closed_run_answers_nothing_more(self, north):
+        play(north)
+        north.answer(Close(run=RUN, outcome="done"))
+        for question in (counts(), gradient(1)):
+            assert refusal(north, question) == "unknown-run"
+        assert refusal(north, offer()) == "closed"
+
+    def test_closing_twice_is_closing_once(self, north, ledger):
+        north.answer(offer())
+        north.answer(Close(run=RUN, outcome="done"))
+        before = entries(ledger)
+        assert north.answer(Close(run=RUN, outcome="done")) == Closed(run=RUN)
+        assert entries(ledger) == before
+
+    def test_closing_an_unknown_run_is_refused(self, north):
+        assert refusal(north, Close(run=RUN, outcome="done")) == "unknown"
+
+    def test_a_closed_run_leaves_no_file_behind(self, tmp_path, north):
+        north.answer(offer())
+        north.answer(Close(run=RUN, outcome="done"))
+        assert list((tmp_path / "accepted-north").iterdir()) == []
+
+
+def person(rows, *, income, delay, balance, house, label):
+    columns = {
+        "INCOME": np.full(rows, income, dtype=np.float64),
+        "DELAY": np.full(rows, delay, dtype=np.float64),
+        "BALANCE": np.full(rows, balance, dtype=np.float64),
+        "HOUSE": np.full(rows, house, dtype=object),
+    }
+    return columns, np.full(rows, label, dtype=np.float64)
+
+
+# One person each, as bad as the record check lets anybody be.
+ADVERSARIES = {
+    "one row": person(1, income=3.3, delay=2, balance=10, house="own", label=1),
+    "fifty times the same row": person(50, income=7, delay=1, balance=0, house="rent", label=1),
+    "extreme values": person(1, income=1e308, delay=-1e9, balance=-1e308, house="x" * 1000, label=0),
+    "fifty extreme rows": person(50, income=-1e308, delay=1e9, balance=1e308, house="", label=1),
+    "nothing known": person(50, income=np.nan, delay=np.nan, balance=np.nan, house=None, label=1),
+    "five thousand rows": person(5000, income=0, delay=4, balance=1000, house="own", label=0),
+}
+
+
+def with_person(adversary):
+    """The other persons of :func:`records`, two of them with several rows, and one person more."""
+    others = records(300, persons=np.r_[np.arange(290), [7] * 5, [8] * 5])
+    if adversary is None:
+        return others
+    columns, labels = adversary
+    return Records(
+        columns={name: np.concatenate([others.columns[name], columns[name]]) for name in columns},
+        labels=np.concatenate([others.labels, labels]),
+        persons=np.concatenate([others.persons, np.full(len(labels), 290)]),
+    )
+
+
+def sums_of(tmp_path, data, theta, name):
+    """What a holder of ``data`` releases, in real units: counts and one gradient."""
+    north = holder(tmp_path, data=data, name=name)
+    north.answer(offer())
+    released = [north.answer(counts()), north.answer(gradient(theta=theta))]
+    return [(each.values * each.unit, each.unit * math.sqrt(each.values.size)) for each in released]
+
+
+THETAS = {
+    "start": np.zeros(GRID.size + 1),
+    "hopeful": np.r_[np.full(GRID.size, 10.0), 10.0],
+    "absurd": np.r_[np.full(GRID.size, -1e6), 1e6],
+    "trap": np.where(np.arange(GRID.size + 1) % 2 == 0, 1e3, -1e3).astype(np.float64),
+}
+
+
+class TestSensitivity:
+    """One person changes the counts by at most sqrt(F) and a gradient by at most sqrt(F + 1).
+
+    On the real path with the noise off; the grid adds at most one unit in each value.
+    """
+
+    @pytest.mark.parametrize("theta", THETAS)
+    @pytest.mark.parametrize("name", ADVERSARIES)
+    def test_no_person_changes_a_release_by_more_than_is_charged(self, tmp_path, no_noise, name, theta):
+        without = sums_of(tmp_path, with_person(None), THETAS[theta], "without")
+        present = sums_of(tmp_path, with_person(ADVERSARIES[name]), THETAS[theta], "with")
+        for bound, (old, rounding), (new, _) in zip(
+            (math.sqrt(FEATURES), math.sqrt(FEATURES + 1)), without, present, strict=True
+        ):
+            assert np.linalg.norm(new - old) <= bound + rounding
+
+    def test_the_bound_is_reached_so_the_test_can_tell(self, tmp_path, no_noise):
+        theta = THETAS["absurd"]
+        without = sums_of(tmp_path, with_person(None), theta, "without")
+        present = sums_of(tmp_path, with_person(ADVERSARIES["five thousand rows"]), theta, "with")
+        for bound, (old, _), (new, _) in zip(
+            (math.sqrt(FEATURES), math.sqrt(FEATURES + 1)), without, present, strict=True
+        ):
+            assert np.linalg.norm(new - old) >= bound * 0.999
+
+    def test_the_noise_is_sized_by_the_same_bounds(self, north, ledger):
+        play(north)
+        charges = entries(ledger, "charge")
+        assert [entry["sensitivity"] for entry in charges] == [math.sqrt(FEATURES)] + [
+            math.sqrt(FEATURES + 1)
+        ] * ROUNDS
+
+    def test_persons_are_who_the_records_say_and_not_rows(self, tmp_path, no_noise):
+        """The same rows as fifty persons count fifty times: the control for the grouping."""
+        columns, labels = ADVERSARIES["fifty times the same row"]
+        data = with_person((columns, labels))
+        many = Records(
+            columns=data.columns, labels=data.labels, persons=np.r_[data.persons[:300], np.arange(290, 340)]
+        )
+        one = sums_of(tmp_path, data, THETAS["start"], "one")
+        fifty = sums_of(tmp_path, many, THETAS["start"], "fifty")
+        assert np.linalg.norm(fifty[0][0] - one[0][0]) > 40
+
+
+T1_ROUNDS = 120
+# Probability that a right noise is called wrong, over the two tails.
+FALSE_ALARM = 1e-6
+
+
+def noise_of(tmp_path, label):
+    """Noise of many releases of two holders with the same records, in units of the promised std / sqrt 2."""
+    data, released = records(50), []
+    for name in ("a", "b"):
+        north = holder(tmp_path, data=data, name=f"{label}-{name}")
+        released.append(play(north, rounds=T1_ROUNDS))
+    difference = []
+    for one, other in zip(*released, strict=True):
+        event = COST.counts if one.round == 0 else COST.gradient(T1_ROUNDS)
+        std = event.noise_multiplier * math.sqrt(FEATURES + (one.round > 0))
+        difference.append((one.values - other.values) * one.unit / (std * math.sqrt(2)))
+    return difference
+
+
+def looks_right(difference):
+    """Chi-square test of the variance at :data:`FALSE_ALARM`."""
+    flat = np.concatenate(difference)
+    low, high = stats.chi2.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], df=flat.size)
+    return bool(low <= np.sum(flat**2) <= high)
+
+
+class TestNoise:
+    @pytest.fixture(scope="class")
+    def difference(self, tmp_path_factory):
+        return noise_of(tmp_path_factory.mktemp("noise"), "real")
+
+    def test_releases_carry_the_promised_variance(self, difference):
+        assert looks_right(difference)
+        assert looks_right(difference[:1])  # the counts alone
+
+    def test_half_the_noise_would_be_noticed(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(optimizer, "gaussian", lambda shape, std: noise.gaussian(shape, std / 2))
+        assert not looks_right(noise_of(tmp_path, "half"))
+
+    def test_a_tenth_less_noise_would_be_noticed(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(optimizer, "gaussian", lambda shape, std: noise.gaussian(shape, std * 0.9))
+        assert not looks_right(noise_of(tmp_path, "less"))
+
+    def test_no_noise_would_be_noticed(self, tmp_path, no_noise):
+        assert not looks_right(noise_of(tmp_path, "none"))
+
+    def test_the_noise_is_normal(self, difference):
+        """Kolmogorov-Smirnov; false alarm once in a million."""
+        assert stats.kstest(np.concatenate(difference), "norm").pvalue > FALSE_ALARM
+
+    def test_the_noise_of_one_round_says_nothing_about_the_next(self, difference):
+        rounds = np.stack(difference[1:])
+        product = float(np.sum(rounds[:-1] * rounds[1:]))
+        pairs = rounds[1:].size
+        # Normal approximation of a sum of products of independent standard normals.
+        assert abs(product) / math.sqrt(pairs) < stats.norm.isf(FALSE_ALARM / 2)
+        assert len({row.tobytes() for row in rounds}) == len(rounds)
+
+    def test_seeding_every_global_generator_repeats_nothing(self, tmp_path):
+        import random
+
+        import torch
+
+        released = []
+        for name in ("a", "b"):
+            random.seed(0)
+            np.random.seed(0)
+            torch.manual_seed(0)
+            north = holder(tmp_path, data=records(50), name=name)
+            north.answer(offer())
+            released.append(north.answer(counts()).values)
+        assert not np.any(released[0] == released[1])
+
+
+class TestAccount:
+    """Epsilon recomputed from the ledger's rows by dp_accounting, which shares no code with Assay."""
+
+    @pytest.mark.parametrize(("epsilon", "rounds"), [(0.5, 3), (2.0, 4), (2.0, 40)])
+    def test_an_independent_accountant_finds_what_the_study_promises(self, tmp_path, ledger, epsilon, rounds):
+        text = TEXT.replace("epsilon = 2.0", f"epsilon = {epsilon}")
+        north = holder(tmp_path, ledger=ledger, data=records(50))
+        play(north, rounds=rounds, text=text)
+        rows = entries(ledger, "charge")
+        assert len(rows) == rounds + 1
+        assert len(entries(ledger, "release")) == rounds + 1
+        multipliers = [row["noise_multiplier"] for row in rows]
+        together = 1 / math.sqrt(sum(z**-2 for z in multipliers))
+        assert GaussianPrivacyLoss(together).get_delta_for_epsilon(epsilon) <= 1e-6
+        accountant = PLDAccountant()
+        for row, z in zip(rows, multipliers, strict=True):
+            assert (row["sample_rate"], row["steps"]) == (1.0, 1)
+            accountant.compose(dp_accounting.GaussianDpEvent(z))
+        assert accountant.get_epsilon(1e-6) == pytest.approx(epsilon, rel=0.005)
+        assert ledger.summary(LIMITS).spent_epsilon == pytest.approx(epsilon, rel=1e-6)
+
+    def test_one_release_left_out_would_be_noticed(self, ledger, north):
+        play(north)
+        multipliers = [row["noise_multiplier"] for row in entries(ledger, "charge")]
+        for missing in range(len(multipliers)):
+            kept = multipliers[:missing] + multipliers[missing + 1 :]
+            accountant = PLDAccountant()
+            for z in kept:
+                accountant.compose(dp_accounting.GaussianDpEvent(z))
+            assert accountant.get_epsilon(1e-6) < 2.0 * 0.995
+
+    def test_a_person_known_to_several_holders_keeps_the_promise(self, tmp_path):
+        text = TEXT + "holders_per_person = 4\n"
+        total = 0.0
+        for name in ("a", "b", "c", "d"):
+            with Ledger.open(":memory:", IDENTITY) as ledger:
+                play(holder(tmp_path, ledger=ledger, name=name, data=records(50)), text=text)
+                total += mu2_of(ledger.charged(RUN))
+        assert GaussianPrivacyLoss(1 / math.sqrt(total)).get_delta_for_epsilon(2.0) <= 1e-6
+
+    def test_every_release_is_the_one_that_was_charged(self, north, ledger):
+        for release in play(north):
+            assert isinstance(release, Release)
+            row = next(entry for entry in entries(ledger, "charge") if entry["round"] == release.round)
+            assert release.unit == noise.grid_unit(row["noise_multiplier"] * row["sensitivity"])
