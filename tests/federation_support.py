@@ -122,7 +122,7 @@ class Federation:
             "[policy]", '[data]\nkind = "csv"\npath = "records.csv"\n\n[policy]', 1
         )
         for key in ("epsilon_per_study = 3.0", "epsilon_per_year = 6.0"):
-            text = text.replace(key, f"{key.split()[0]} = 2.0")  # room for three runs of epsilon 1
+            text = text.replace(key, f"{key.split()[0]} = 2.2")  # room for four runs of epsilon 1
         settings.write_text(text)
 
     def serve(self) -> None:
@@ -158,7 +158,13 @@ class Federation:
 
     def await_round(self, run: str, number: int) -> None:
         """Wait until a run has passed a round."""
-        wait_for(lambda: (self.run_state(run)["round"] or 0) >= number)
+
+        def passed() -> bool:
+            state = self.run_state(run)
+            assert state["state"] in ("queued", "running"), state
+            return (state["round"] or 0) >= number
+
+        wait_for(passed)
 
     def await_end(self, run: str, timeout: float = 90) -> dict:
         """Wait until a run has ended and return it."""

@@ -95,7 +95,7 @@ def test_a_coordinator_killed_during_a_run_goes_on_with_it(federation):
 
 
 def test_a_coordinator_stopped_during_a_run_keeps_it_and_a_holder_without_usable_records_declines(federation):
-    """The third run of the budget: stopped by SIGTERM in the middle, and one holder's file has gone bad."""
+    """The fourth run of the budget: stopped by SIGTERM in the middle, and one holder's file has gone bad."""
     records = federation.root / "bank-c/records.csv"
     good = records.read_text()
     records.write_text(good.replace("late", "later", 1).replace(",0\n", ",7\n", 1))
@@ -129,13 +129,13 @@ def test_a_run_that_would_pass_a_cap_is_refused_whole_and_charges_nothing(federa
     assert result.exit_code == 3
     assert result.stdout == ""
     last = result.stderr.splitlines()[-1]
-    # bank-c has room for one more run; the other two have used up three, and one holder is too few.
+    # bank-c has room for one more run; the other two have used up four, and one holder is too few.
     assert "bank-a: declined (budget)" in last
     assert "bank-b: declined (budget)" in last
     for name in federation.names:
         charged = [e for e in federation.ledger(name)["entries"] if e["kind"] == "charge"]
         assert len(charged) == before[name]
-        assert federation.ledger(name)["spent_epsilon"] <= 2.0
+        assert federation.ledger(name)["spent_epsilon"] <= 2.2
     assert "leaves room for" in (federation.root / "logs/bank-a.log").read_text()
 
 

@@ -9,6 +9,8 @@ import threading
 import time
 
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from fleet_support import DAY, Pki, make_app, make_daemon, wait_for
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -234,13 +236,16 @@ def listen_too(server):
 
 
 def test_an_expired_coordinator_certificate_is_named(pki, parties, tmp_path):
-    names = pki.server.certificate_file
-    from cryptography import x509
-
-    san = x509.load_pem_x509_certificate(names.read_bytes()).extensions.get_extension_for_class(
-        x509.SubjectAlternativeName
+    san = x509.load_pem_x509_certificate(
+        pki.server.certificate_file.read_bytes()
+    ).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    expired = pki.issue(
+        "expired-server",
+        usage=ExtendedKeyUsageOID.SERVER_AUTH,
+        names=list(san.value),
+        first=-3 * DAY,
+        last=-DAY,
     )
-    expired = pki.issue("expired-server", names=list(san.value), first=-3 * DAY, last=-DAY)
     fleet = FleetServer(
         "127.0.0.1",
         0,
@@ -392,7 +397,8 @@ def test_a_coordinator_that_starts_anew_is_rejoined_and_asks_again(pki, parties,
     second = make_server(pki, parties, tmp_path, first.port)
     second.start()
     try:
-        online(second, "alpha", "beta")
+        # Sooner than a heartbeat comes round.
+        assert second.wait_online(["alpha", "beta"], 8) == {"alpha", "beta"}
         with second.run("r") as grid:
             answers = exchange(grid, {"alpha": b"echo:1", "beta": b"echo:2"}, "train", 20.0)
         assert answers == {"alpha": b"answer:1", "beta": b"answer:2"}

@@ -165,6 +165,8 @@ def test_the_signing_key_must_be_the_key_of_the_certificate(peers_of):
     alpha, beta = peers_of[:2]
     for request in (alpha.pull(), beta.pull()):
         assert alpha.post(PULL, request, signed_headers(beta.party)) == (401, b"signature")
+        named = {"flwr-public-key": signed_headers(beta.party)["flwr-public-key"]}
+        assert alpha.post(PULL, request, signed_headers(alpha.party) | named) == (401, b"signature")
 
 
 def test_a_node_speaks_for_itself_only(server, peers_of):
@@ -324,7 +326,7 @@ def test_a_header_block_of_a_megabyte_is_refused(pki, server, parties):
 
 def test_one_holder_cannot_use_up_connections_or_requests(pki, server, parties, peers_of):
     held = [raw(pki, server, parties[0], b"") for _ in range(peers.CONNECTIONS_PER_HOLDER + 4)]
-    wait_for(lambda: len(server._server.server_state.connections) <= peers.CONNECTIONS_PER_HOLDER)
+    wait_for(lambda: len(server._server.server_state.connections) <= peers.CONNECTIONS_PER_HOLDER, 5)
     beta = peers_of[1]
     beat = SendNodeHeartbeatRequest(node=Node(node_id=beta.node), heartbeat_interval=30)
     assert beta.post(BEAT, beat)[0] == 200
@@ -445,7 +447,7 @@ def test_a_question_is_not_handed_to_a_peer_that_hung_up(pki, server, peers_of):
         head = request_head(alpha.party, PULL, f"content-length: {len(body)}")
         with raw(pki, server, alpha.party, head + body):
             settled(server, alpha.node)
-        wait_for(lambda: alpha.node not in server._gate._polls)
+        wait_for(lambda: alpha.node not in server._gate._polls, 5)
         asked = ask(grid, alpha.node)
         assert server._store._deliveries == {}
         assert alpha.question().metadata.message_id == asked

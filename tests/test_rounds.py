@@ -1,0 +1,551 @@
+"""A run: too few holders end it cleanly, a stop resumes bit for bit, and no bad answer enters the sum."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from toy_study import FEATURES, GRID, ROUNDS, RUN, STUDY, TEXT, holder, offer, policy, records
+
+from assay.client.app import make_app
+from assay.models.label import privacy_target
+from assay.privacy.accounting import RunCost
+from assay.privacy.errors import Refused, Tampered, Unavailable
+from assay.privacy.keys import Identity
+from assay.privacy.ledger import Ledger
+from assay.privacy.names import federation_id
+from assay.privacy.noise import grid_unit
+from assay.privacy.wire import (
+    Accepted,
+    Close,
+    CountsRequest,
+    Frame,
+    GradientRequest,
+    Offer,
+    Release,
+    open_frame,
+    seal,
+)
+from assay.server.courier import Courier, NoAnswer
+from assay.server.rounds import Interrupted, Run
+from assay.simulations.grid import LocalGrid
+
+NAMES = ("east", "north", "south")
+COORDINATOR = Identity.generate()
+FEDERATION = federation_id(COORDINATOR.public)
+LIMITS = policy().limits
+COST = RunCost.of(privacy_target(STUDY))
+
+
+class Federation:
+    """Three real holders behind a real courier; a test may put a fault between them.
+
+    ``faults`` maps a holder's name to a function of the question and the holder's answer function.
+    """
+
+    def __init__(self, folder, *, rules=None):
+        self.ledgers = {name: Ledger.open(":memory:", Identity.generate()) for name in NAMES}
+        self.asked, self.faults, self.saved, self.reports = [], {}, [], []
+        self.folder, self.rules = folder, rules or {}
+        self.holders = {name: self.start(name, seed) for seed, name in enumerate(NAMES)}
+
+    def start(self, name, seed):
+        rules = self.rules.get(name, policy())
+        data = records(300, seed)
+        return holder(self.folder, name=name, ledger=self.ledgers[name], data=data, rules=rules)
+
+    def restart_all(self):
+        self.holders = {name: self.start(name, seed) for seed, name in enumerate(NAMES)}
+
+    def ask(self, messages, *, timeout):
+        """Answer as the courier does: a refusal is a Declined, a fault may be a NoAnswer."""
+        apps, roster = {}, {}
+        for name, held in self.holders.items():
+            identity = Identity.generate()
+            roster[name] = identity.public
+            apps[name] = make_app(
+                held,
+                identity=identity,
+                federation=FEDERATION,
+                coordinator_key=COORDINATOR.public,
+                log=lambda _: None,
+            )
+        courier = Courier(LocalGrid(apps), identity=COORDINATOR, federation=FEDERATION, roster=roster)
+        answers = {}
+        for name, message in messages.items():
+            self.asked.append((name, message))
+
+            def honest(name=name, message=message):
+                return courier.ask({name: message}, timeout=timeout)[name]
+
+            fault = self.faults.get(name)
+            answers[name] = honest() if fault is None else fault(message, honest)
+        return answers
+
+    def run(self, *, minimum=2, stopping=lambda: False, text=TEXT):
+        return Run(
+            run=RUN,
+            study_text=text,
+            courier=self,
+            minimum_holders=minimum,
+            timeout_s=1.0,
+            save=lambda number, state: self.saved.append((number, state)),
+            report=self.reports.append,
+            stopping=stopping,
+        )
+
+    def train(self, **settings):
+        return self.run(**settings).train(list(NAMES))
+
+    def open_runs(self):
+        return {name: ledger.open_runs() for name, ledger in self.ledgers.items()}
+
+    def spent(self, name):
+        return self.ledgers[name].summary(LIMITS).spent_epsilon
+
+
+@pytest.fixture
+def federation(tmp_path):
+    return Federation(tmp_path)
+
+
+def silent(message, honest):
+    return NoAnswer(reason="no answer within 1 s")
+
+
+def silent_from(number):
+    """Answer nothing from gradient round ``number`` on, not even the close."""
+
+    def fault(message, honest):
+        gone = isinstance(message, GradientRequest) and message.round >= number
+        return NoAnswer(reason="no answer within 1 s") if gone else honest()
+
+    return fault
+
+
+def changed(number, **changes):
+    """Change the release of one round."""
+
+    def fault(message, honest):
+        answer = honest()
+        if isinstance(answer, Release) and answer.round == number:
+            return replace(answer, **{key: change(answer) for key, change in changes.items()})
+        return answer
+
+    return fault
+
+
+class Scripted:
+    """Three equal holders without noise, and a courier that loses the gradients of some."""
+
+    def __init__(self, silent):
+        self.silent = silent
+
+    def ask(self, messages, *, timeout):
+        return {name: self.answer(name, message) for name, message in messages.items()}
+
+    def answer(self, name, message):
+        if isinstance(message, Offer):
+            return Accepted(run=RUN)
+        if isinstance(message, CountsRequest):
+            unit = grid_unit(COST.counts.noise_multiplier * GRID.counts_sensitivity)
+            values = np.rint(np.full(GRID.size, 500.0) / unit).astype(np.int64)
+            return Release(run=RUN, round=0, unit=unit, values=values)
+        if name in self.silent:
+            return NoAnswer(reason="lost")
+        unit = grid_unit(COST.gradient(message.rounds).noise_multiplier * GRID.gradient_sensitivity)
+        values = np.arange(GRID.size + 1, dtype=np.int64) << 22
+        return Release(run=RUN, round=message.round, unit=unit, values=values)
+
+    def train(self):
+        run = Run(
+            run=RUN,
+            study_text=TEXT,
+            courier=self,
+            minimum_holders=2,
+            timeout_s=1.0,
+            save=lambda number, state: None,
+            report=lambda step: None,
+        )
+        return run.train(list(NAMES))
+
+
+class TestWhole:
+    def test_a_run_asks_for_counts_and_then_for_each_round_and_spends_what_was_promised(self, federation):
+        trained = federation.train()
+        kinds = [(type(message), getattr(message, "round", 0)) for name, message in federation.asked]
+        assert kinds == [
+            (kind, number)
+            for kind, number in [(Offer, 0), (CountsRequest, 0)]
+            + [(GradientRequest, r + 1) for r in range(ROUNDS)]
+            for _ in NAMES
+        ]
+        assert (trained.rounds, trained.holders) == (ROUNDS, NAMES)
+        assert trained.theta.shape == (GRID.size + 1,)
+        assert np.isfinite(trained.theta).all()
+        for name in NAMES:
+            assert 2.0 * (1 - 1e-6) <= federation.spent(name) <= 2.0
+
+    def test_every_holder_gets_the_same_parameters(self, federation):
+        federation.train()
+        gradients = [message for _, message in federation.asked if isinstance(message, GradientRequest)]
+        for number in range(1, ROUNDS + 1):
+            assert len({m.theta.tobytes() for m in gradients if m.round == number}) == 1
+
+    def test_counts_are_the_exact_sum_of_what_was_released(self, federation):
+        released = {}
+
+        def note(name):
+            def fault(message, honest):
+                answer = honest()
+                if isinstance(answer, Release) and answer.round == 0:
+                    released[name] = answer
+                return answer
+
+            return fault
+
+        federation.faults = {name: note(name) for name in NAMES}
+        trained = federation.train()
+        total = sum(release.values for release in released.values())
+        unit = released["east"].unit
+        assert np.allclose(trained.counts, total * unit, rtol=1e-12, atol=1e-12 * unit * 2**30)
+        # Three times 300 persons, each once per feature, with noise.
+        assert trained.counts.sum() / FEATURES == pytest.approx(900, rel=0.5)
+
+    def test_progress_shows_what_is_spent_and_it_only_grows(self, federation):
+        federation.train()
+        assert [step.kind for step in federation.reports] == ["offer", "counts"] + ["round"] * ROUNDS
+        spent = [step.epsilon for step in federation.reports]
+        assert spent == sorted(spent)
+        assert spent[0] == 0
+        assert spent[-1] == pytest.approx(2.0, rel=1e-6)
+
+    def test_closing_tells_the_holders_and_frees_their_ledgers(self, federation):
+        run = federation.run()
+        run.train(list(NAMES))
+        run.close("done")
+        assert federation.open_runs() == dict.fromkeys(NAMES, ())
+
+
+class TestTooFew:
+    def test_too_few_accept_and_nothing_is_spent_and_everyone_is_closed(self, tmp_path):
+        strict = policy(epsilon_per_run=1.0)
+        federation = Federation(tmp_path, rules={"north": strict, "south": strict})
+        with pytest.raises(Refused, match=r"1 holder.*at least 2 .*north: declined \(epsilon\)") as caught:
+            federation.train()
+        assert caught.value.code == "holders"
+        assert federation.saved == []
+        assert federation.open_runs() == dict.fromkeys(NAMES, ())
+        assert all(federation.spent(name) == 0 for name in NAMES)
+        assert not any(isinstance(message, CountsRequest) for _, message in federation.asked)
+
+    def test_enough_accept_and_the_others_are_left_alone(self, tmp_path):
+        federation = Federation(tmp_path, rules={"south": policy(epsilon_per_run=1.0)})
+        assert federation.train().holders == ("east", "north")
+        assert federation.spent("south") == 0
+        asked = [type(message) for name, message in federation.asked if name == "south"]
+        assert asked == [Offer]
+
+    def test_nobody_answers(self, federation):
+        federation.faults = dict.fromkeys(NAMES, silent)
+        with pytest.raises(Refused, match="0 holder"):
+            federation.train()
+
+    def test_an_acceptance_that_is_no_acceptance_does_not_count(self, federation):
+        federation.faults = {
+            "north": lambda message, honest: message,
+            "south": lambda message, honest: message,
+        }
+        with pytest.raises(Refused, match="1 holder.*north: an unexpected answer"):
+            federation.train()
+
+    def test_fewer_than_the_minimum_at_the_counts_aborts_and_closes_everyone(self, federation):
+        def lost(message, honest):
+            return NoAnswer(reason="lost") if isinstance(message, CountsRequest) else honest()
+
+        federation.faults = {"north": lost, "south": lost}
+        with pytest.raises(Unavailable, match=r"round 0: 1 holder\(s\) answered within 1 s.*at least 2"):
+            federation.train()
+        assert federation.open_runs() == dict.fromkeys(NAMES, ())
+        assert federation.spent("north") == 0
+
+    def test_fewer_than_the_minimum_in_a_round_aborts_and_closes_everyone(self, federation):
+        federation.faults = {"north": silent_from(3), "south": silent_from(3)}
+        with pytest.raises(Unavailable, match="round 3: 1 holder"):
+            federation.train()
+        assert federation.open_runs() == dict.fromkeys(NAMES, ())
+        assert [message.outcome for _, message in federation.asked if isinstance(message, Close)] == [
+            "aborted"
+        ] * 3
+        assert 0 < federation.spent("north") < federation.spent("east") < 2.0
+
+
+class TestDropped:
+    def test_a_holder_that_falls_silent_is_dropped_and_the_run_ends(self, federation):
+        federation.faults = {"south": silent_from(2)}
+        trained = federation.train()
+        assert trained.holders == ("east", "north")
+        dropped = [step for step in federation.reports if step.kind == "dropped"]
+        assert [(step.round, step.holders, step.detail) for step in dropped] == [
+            (2, ("south",), "no answer within 1 s")
+        ]
+        later = [message for name, message in federation.asked if name == "south"]
+        assert max(message.round for message in later if isinstance(message, GradientRequest)) == 2
+        assert federation.spent("south") < 2.0
+
+    def test_a_dropped_holder_does_not_shrink_the_step(self):
+        """With three equal holders, two stand for all three."""
+        three, two = (Scripted(silent=names).train() for names in ((), ("south",)))
+        assert two.holders == ("east", "north")
+        assert np.abs(three.theta).max() > 0.1
+        assert np.allclose(two.theta, three.theta, rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize(
+        ("fault", "detail"),
+        [
+            (changed(2, round=lambda _: 3), "another round"),
+            (changed(2, round=lambda _: 0), "another round"),
+            (changed(2, values=lambda answer: answer.values[:-1]), "another round or model"),
+            (changed(2, values=lambda answer: np.r_[answer.values, 0]), "another round or model"),
+            (changed(2, unit=lambda answer: answer.unit * 2), "another grid"),
+            (changed(2, unit=lambda answer: np.nextafter(answer.unit, 1.0).item()), "another grid"),
+            (lambda message, honest: Accepted(run=RUN), "unexpected"),
+        ],
+        ids=[
+            "next round",
+            "counts",
+            "too short",
+            "too long",
+            "twice the unit",
+            "nearly the unit",
+            "no release",
+        ],
+    )
+    def test_a_release_that_does_not_fit_is_dropped(self, federation, fault, detail):
+        def from_round_2(message, honest):
+            late = isinstance(message, GradientRequest) and message.round == 2
+            return fault(message, honest) if late else honest()
+
+        federation.faults = {"south": from_round_2}
+        assert federation.train().holders == ("east", "north")
+        (dropped,) = [step for step in federation.reports if step.kind == "dropped"]
+        assert (dropped.round, dropped.holders) == (2, ("south",))
+        assert detail in dropped.detail
+
+    def test_what_a_dropped_holder_sent_is_not_in_the_sum(self, federation):
+        """Values that would wreck the model, on a grid that is not the run's."""
+        huge = changed(
+            1, unit=lambda answer: answer.unit * 2**40, values=lambda a: np.full_like(a.values, 2**52)
+        )
+        federation.faults = {"south": huge}
+        assert np.abs(federation.train().theta).max() <= 10.0
+        assert federation.saved[-1][0] == ROUNDS
+
+
+class TestResuming:
+    @pytest.fixture
+    def whole(self, federation):
+        return federation.train()
+
+    @pytest.mark.parametrize("number", range(ROUNDS + 1))
+    def test_from_every_checkpoint_it_ends_in_the_same_model_bit_for_bit(self, federation, whole, number):
+        """The holders have released all rounds already, so they repeat what they sent."""
+        charged = {name: federation.ledgers[name].charged(RUN) for name in NAMES}
+        saved, state = federation.saved[number]
+        assert saved == number
+        federation.restart_all()
+        again = federation.run().train([], state)
+        assert again.theta.tobytes() == whole.theta.tobytes()
+        assert again.counts.tobytes() == whole.counts.tobytes()
+        assert (again.rounds, again.holders) == (whole.rounds, whole.holders)
+        assert {name: federation.ledgers[name].charged(RUN) for name in NAMES} == charged
+
+    def test_without_a_checkpoint_it_begins_again_and_ends_in_the_same_model(self, federation, whole):
+        federation.restart_all()
+        assert federation.train().theta.tobytes() == whole.theta.tobytes()
+        assert all(federation.spent(name) <= 2.0 for name in NAMES)
+
+    def test_a_holder_dropped_before_the_checkpoint_stays_dropped(self, federation):
+        federation.faults = {"south": silent_from(2)}
+        whole = federation.train()
+        federation.faults = {}
+        again = federation.run().train([], federation.saved[2][1])
+        assert again.theta.tobytes() == whole.theta.tobytes()
+        assert again.holders == ("east", "north")
+
+    @pytest.mark.parametrize("exchanges", range(ROUNDS + 2))
+    def test_a_stop_anywhere_leaves_the_run_to_be_resumed(self, federation, exchanges):
+        steps = itertools.count()
+        run = federation.run(stopping=lambda: next(steps) // 2 >= exchanges)
+        with pytest.raises(Interrupted):
+            run.train(list(NAMES))
+        assert not any(isinstance(message, Close) for _, message in federation.asked)
+        federation.restart_all()
+        checkpoint = federation.saved[-1][1] if federation.saved else None
+        trained = federation.run().train(list(NAMES), checkpoint)
+        assert trained.rounds == ROUNDS
+        for name in NAMES:
+            assert 2.0 * (1 - 1e-6) <= federation.spent(name) <= 2.0
+            charges = [e for e in federation.ledgers[name].summary(LIMITS).entries if e["kind"] == "charge"]
+            assert sorted(entry["round"] for entry in charges) == list(range(ROUNDS + 1))
+
+    def test_a_holder_cut_off_by_the_stop_is_not_dropped(self, federation):
+        stop = []
+
+        def cut_off(message, honest):
+            if isinstance(message, GradientRequest) and message.round == 2:
+                stop.append(True)
+                return NoAnswer(reason="the coordinator is stopping")
+            return honest()
+
+        federation.faults = {"south": cut_off}
+        with pytest.raises(Interrupted):
+            federation.run(stopping=lambda: bool(stop)).train(list(NAMES))
+        federation.faults = {}
+        assert federation.run().train([], federation.saved[-1][1]).holders == NAMES
+
+
+class TestCourier:
+    """What one holder sends never disturbs another's answer, and no bad frame becomes a message."""
+
+    @pytest.fixture
+    def identities(self):
+        return {name: Identity.generate() for name in NAMES}
+
+    def ask(self, identities, liar, *, question=None):
+        """Ask all three; ``south`` answers with ``liar(question bytes)``, the others honestly."""
+
+        def app(name):
+            def answer(message, context):
+                frame = bytes(message.content["assay"]["frame"])
+                inbound = Frame(federation=FEDERATION, sender="coordinator", receiver=name)
+                open_frame(frame, inbound, COORDINATOR.public)
+                reply = liar(frame) if name == "south" else self.honest(identities, name)
+                return Message(RecordDict({"assay": ConfigRecord({"frame": reply})}), reply_to=message)
+
+            return answer
+
+        courier = Courier(
+            LocalGrid({name: app(name) for name in NAMES}),
+            identity=COORDINATOR,
+            federation=FEDERATION,
+            roster={name: identity.public for name, identity in identities.items()},
+        )
+        return courier.ask(dict.fromkeys(NAMES, question or offer()), timeout=5.0)
+
+    @staticmethod
+    def honest(identities, name, *, federation=FEDERATION, sender=None, receiver="coordinator", run=RUN):
+        frame = Frame(federation=federation, sender=sender or name, receiver=receiver)
+        return seal(Accepted(run=run), frame, identities[name])
+
+    def check(self, answers, reason):
+        assert answers["north"] == answers["east"] == Accepted(run=RUN)
+        assert isinstance(answers["south"], NoAnswer)
+        assert reason in answers["south"].reason
+        assert len(answers["south"].reason.splitlines()) == 1
+
+    def test_honest_answers_arrive(self, identities):
+        answers = self.ask(identities, lambda _: self.honest(identities, "south"))
+        assert answers == dict.fromkeys(NAMES, Accepted(run=RUN))
+
+    def test_a_forged_answer_is_no_answer(self, identities):
+        forger = dict(identities, south=Identity.generate())
+        self.check(self.ask(identities, lambda _: self.honest(forger, "south")), "signature")
+
+    def test_another_holders_answer_is_no_answer(self, identities):
+        self.check(self.ask(identities, lambda _: self.honest(identities, "north")), "signature")
+
+    def test_an_answer_in_another_holders_name_is_no_answer(self, identities):
+        self.check(self.ask(identities, lambda _: self.honest(identities, "south", sender="north")), "from")
+
+    def test_an_answer_of_another_federation_is_no_answer(self, identities):
+        foreign = self.honest(identities, "south", federation="0" * 64)
+        self.check(self.ask(identities, lambda _: foreign), "federation")
+
+    def test_an_answer_to_somebody_else_is_no_answer(self, identities):
+        self.check(self.ask(identities, lambda _: self.honest(identities, "south", receiver="north")), "to;")
+
+    def test_an_answer_of_another_run_is_no_answer(self, identities):
+        self.check(
+            self.ask(identities, lambda _: self.honest(identities, "south", run="0" * 32)), "another run"
+        )
+
+    def test_the_question_sent_back_is_no_answer(self, identities):
+        self.check(self.ask(identities, lambda frame: frame), "signature")
+
+    @pytest.mark.parametrize("garbage", [b"", b"x", bytes(1000), b"ASSAY1" + bytes(100)])
+    def test_garbage_is_no_answer(self, identities, garbage):
+        self.check(self.ask(identities, lambda _: garbage), "")
+
+    def test_an_answer_that_is_no_bytes_is_no_answer(self, identities):
+        self.check(self.ask(identities, lambda _: "text"), "not a frame")
+
+    def test_a_holder_that_fails_is_no_answer_and_its_reason_stays_there(self, identities):
+        def fails(_):
+            raise ValueError("a secret of the holder")
+
+        answers = self.ask(identities, fails)
+        self.check(answers, "failed")
+        assert "secret" not in answers["south"].reason
+
+    def test_a_holder_that_is_not_admitted_is_no_answer(self, identities):
+        courier = Courier(LocalGrid({}), identity=COORDINATOR, federation=FEDERATION, roster={})
+        (answer,) = courier.ask({"west": offer()}, timeout=1.0).values()
+        assert answer == NoAnswer(reason="not admitted")
+
+
+class TestHolderApp:
+    """The holder answers nobody but its coordinator, and says no with one word."""
+
+    def app(self, folder, **changes):
+        log = []
+        settings = {
+            "identity": Identity.generate(),
+            "federation": FEDERATION,
+            "coordinator_key": COORDINATOR.public,
+        }
+        made = make_app(holder(folder, **changes), log=log.append, **settings)
+        return made, settings["identity"], log
+
+    def put(self, app, frame):
+        grid = LocalGrid({"north": app})
+        content = RecordDict({"assay": ConfigRecord({"frame": frame})})
+        message = grid.create_message(content, "train", grid.nodes()["north"], "")
+        (reply,) = grid.send_and_receive([message], timeout=5.0)
+        return reply
+
+    def test_an_offer_is_answered_with_a_signed_acceptance(self, tmp_path):
+        app, identity, log = self.app(tmp_path)
+        ask = Frame(federation=FEDERATION, sender="coordinator", receiver="north")
+        reply = self.put(app, seal(offer(), ask, COORDINATOR))
+        tell = Frame(federation=FEDERATION, sender="north", receiver="coordinator")
+        assert open_frame(reply.content["assay"]["frame"], tell, identity.public) == Accepted(run=RUN)
+        assert log == [f"run {RUN[:8]} offer: accepted"]
+
+    @pytest.mark.parametrize(
+        ("frame", "signer"),
+        [
+            (Frame(federation=FEDERATION, sender="coordinator", receiver="north"), Identity.generate()),
+            (Frame(federation=FEDERATION, sender="coordinator", receiver="south"), COORDINATOR),
+            (Frame(federation="0" * 64, sender="coordinator", receiver="north"), COORDINATOR),
+            (Frame(federation=FEDERATION, sender="south", receiver="north"), COORDINATOR),
+        ],
+        ids=["another key", "replayed from south", "another federation", "not the coordinator"],
+    )
+    def test_a_question_that_is_not_its_coordinators_is_not_answered(self, tmp_path, frame, signer):
+        app, _, log = self.app(tmp_path)
+        reply = self.put(app, seal(offer(), frame, signer))
+        assert reply.has_error()
+        assert log == []
+        with pytest.raises(Tampered):
+            open_frame(seal(offer(), frame, Identity.generate()), frame, COORDINATOR.public)
+
+    def test_a_refusal_leaves_with_one_word_and_its_reason_stays(self, tmp_path):
+        app, identity, log = self.app(tmp_path, rules=policy(epsilon_per_run=1.0))
+        ask = Frame(federation=FEDERATION, sender="coordinator", receiver="north")
+        reply = self.put(app, seal(offer(), ask, COORDINATOR))
+        tell = Frame(federation=FEDERATION, sender="north", receiver="coordinator")
+        answer = open_frame(reply.content["assay"]["frame"], tell, identity.public)
+        assert (answer.kind, answer.code) == ("declined", "epsilon")
+        assert "policy.epsilon_per_run" in log[0]
