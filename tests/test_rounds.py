@@ -257,7 +257,7 @@ class TestTooFew:
             "north": lambda message, honest: message,
             "south": lambda message, honest: message,
         }
-        with pytest.raises(Refused, match="1 holder.*north: an unexpected answer"):
+        with pytest.raises(Refused, match=r"1 holder.*north: an unexpected answer"):
             federation.train()
 
     def test_fewer_than_the_minimum_at_the_counts_aborts_and_closes_everyone(self, federation):

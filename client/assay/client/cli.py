@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -112,6 +113,9 @@ def run(directory: Directory) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     run_daemon(directory, stop, _log)
+    # Training that was under way is left to the journal; its thread must not hold up the end of the process.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _log(line: str) -> None:

@@ -6,6 +6,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +50,10 @@ def with_epsilon(text: str, epsilon: float) -> str:
     """Return a study file's text with another ``epsilon`` in its ``[privacy]`` section.
 
     Raises:
-        BadInput: the epsilon is not allowed, or the section has no such line.
+        BadInput: the section has no such line.
     """
-    pattern = re.compile(r"(^\[privacy\][^\[]*?^\s*epsilon\s*=\s*)[^\s#]+", re.MULTILINE | re.DOTALL)
+    section = r"^\[privacy\](?:(?!^\s*\[).)*?"  # up to the next header; a bracket in a comment is none
+    pattern = re.compile(rf"({section}^\s*epsilon\s*=\s*)[^\s#]+", re.MULTILINE | re.DOTALL)
     changed, count = pattern.subn(rf"\g<1>{epsilon!r}", text)
     if count != 1:
         raise BadInput("privacy.epsilon", where="study", allowed="one line `epsilon = ...` under [privacy]")
@@ -81,11 +83,11 @@ def federate(
     federation = federation_id(coordinator.public)
     policy = _policy_for(study)
     ledgers: dict[str, Ledger] = {}
-    with tempfile.TemporaryDirectory(prefix="assay-simulation-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="assay-simulation-") as scratch, ExitStack() as opened:
         apps, roster = {}, {}
         for name, records in holders.items():
             identity = Identity.generate()
-            ledgers[name] = Ledger.open(":memory:", identity)
+            ledgers[name] = opened.enter_context(Ledger.open(":memory:", identity))
             holder = Holder(
                 name=name,
                 policy=policy,
@@ -109,10 +111,7 @@ def federate(
         )
         trained = run.train(sorted(holders))
         run.close("done")
-    limits = policy.limits
-    spent = {name: ledger.summary(limits).spent_epsilon for name, ledger in ledgers.items()}
-    for ledger in ledgers.values():
-        ledger.close()
+        spent = {name: ledger.summary(policy.limits).spent_epsilon for name, ledger in ledgers.items()}
     return Federated(study=study, trained=trained, identity=coordinator, spent=spent)
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 
 import typer
+
+# Before anything imports flwr: no report, no update check, no installation at run time.
+os.environ.update(
+    FLWR_TELEMETRY_ENABLED="0",
+    FLWR_DISABLE_UPDATE_CHECK="1",
+    FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
+)
 
 __all__ = ["build", "main"]
 

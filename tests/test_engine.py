@@ -1,0 +1,239 @@
+"""A simulated federation: the live code end to end on synthetic records, and what it is compared with."""
+
+import numpy as np
+import pytest
+from toy_study import FEATURES, GRID, ROUNDS, TEXT, records
+
+from assay.client.records import Records
+from assay.models.bundle import read_bundle
+from assay.models.study import parse_study
+from assay.privacy.errors import BadInput, Refused
+from assay.privacy.keys import Identity, verify
+from assay.server.publish import VALID_S, publish
+from assay.simulations.comparison import (
+    evaluate,
+    people_lines,
+    pool,
+    records_at,
+    scorecard_of,
+    train_baselines,
+)
+from assay.simulations.engine import federate, with_epsilon
+
+TEST = records(3000, seed=99)
+
+
+def three():
+    return {name: records(700, seed=i) for i, name in enumerate(("east", "north", "south"))}
+
+
+@pytest.fixture(scope="module")
+def done():
+    steps = []
+    return federate(TEXT, three(), report=steps.append), steps
+
+
+class TestFederate:
+    def test_it_learns_what_there_is_to_learn(self, done):
+        auroc = evaluate(scorecard_of(done[0]), TEST).metrics.auroc
+        assert 0.70 < auroc < 0.90  # the logit that made the labels reaches about 0.83
+
+    def test_the_points_move_the_right_way(self, done):
+        card = scorecard_of(done[0])
+        good = {"INCOME": np.array([9.0]), "DELAY": np.array([0.0])}
+        bad = {"INCOME": np.array([1.0]), "DELAY": np.array([4.0])}
+        scores = [card.score(card.grid.encode(columns)) for columns in (good, bad)]
+        assert scores[0].score[0] > scores[1].score[0] + 50
+
+    def test_every_ledger_has_spent_what_the_study_says(self, done):
+        assert set(done[0].spent) == {"east", "north", "south"}
+        for spent in done[0].spent.values():
+            assert 2.0 * (1 - 1e-6) <= spent <= 2.0
+
+    def test_the_shape_is_the_studys(self, done):
+        trained = done[0].trained
+        assert (trained.rounds, trained.holders) == (ROUNDS, ("east", "north", "south"))
+        assert (trained.theta.size, trained.counts.size) == (GRID.size + 1, GRID.size)
+        assert trained.counts.sum() / FEATURES == pytest.approx(2100, rel=0.2)
+
+    def test_its_steps_are_reported(self, done):
+        assert [step.kind for step in done[1]] == ["offer", "counts"] + ["round"] * ROUNDS
+
+    def test_two_runs_on_the_same_records_differ_by_their_noise(self, done):
+        again = federate(TEXT, three())
+        assert not np.array_equal(again.trained.theta, done[0].trained.theta)
+
+    def test_with_almost_no_noise_it_is_the_same_model_whoever_holds_the_records(self):
+        text = with_epsilon(TEXT, 900.0)
+        parts = three()
+        apart = federate(text, parts).trained.theta
+        together = federate(text, {"all": pool(list(parts.values()))}).trained.theta
+        assert np.abs(apart - together).max() < 0.05
+        assert np.abs(together).max() > 0.3
+
+    def test_a_holder_that_lacks_a_column_takes_part(self):
+        held = three()
+        east = held["east"]
+        columns = {name: values for name, values in east.columns.items() if name != "HOUSE"}
+        held["east"] = Records(columns=columns, labels=east.labels, absent=("house",))
+        assert np.isfinite(federate(TEXT, held).trained.theta).all()
+
+    def test_a_holder_that_says_no_ends_it_and_says_why(self):
+        lines = []
+        with pytest.raises(Refused, match=r"declined \(trust\)"):
+            federate(TEXT + 'trust = "distributed"\n', three(), log=lines.append)
+        assert len(lines) == 3
+
+    def test_nobody_has_to_trust_the_order_of_holders(self):
+        """The sum is over exact integers and the same names, whatever the order of the mapping."""
+        held = three()
+        assert federate(TEXT, dict(reversed(held.items()))).trained.holders == tuple(sorted(held))
+
+
+class TestPublish:
+    def test_the_bundle_is_signed_and_says_what_was_promised(self, done, tmp_path):
+        path = tmp_path / "toy.bundle"
+        run = done[0]
+        label = publish(
+            path, study=run.study, trained=run.trained, identity=run.identity, created=1_000_000.0
+        )
+        assert (label["epsilon"], label["delta"], label["holders"]) == (2.0, 1e-6, 3)
+        assert [each["times"] for each in label["releases"]] == [1, ROUNDS]
+        bundle = read_bundle(path)
+        assert bundle.study.digest == parse_study(TEXT).digest
+        assert bundle.label == label
+        assert bundle.metrics == {}
+        assert bundle.expires - bundle.created == VALID_S
+
+
+class TestComparison:
+    @pytest.mark.slow
+    def test_together_is_better_than_alone_and_pooled_is_not_worse(self):
+        """Means over eight draws, each with its own records and noise; false alarm below 1e-5.
+
+        The margins are five standard deviations of the means, measured over fifteen draws.
+        """
+        text = with_epsilon(TEXT, 0.5)
+        together, alone, pooled = [], [], []
+        for seed in range(8):
+            held = {f"holder-{i}": records(400, seed=8 * seed + i) for i in range(8)}
+            federated = evaluate(scorecard_of(federate(text, held)), TEST)
+            sides = train_baselines(text, held, TEST).compared_with(federated)
+            together.append(sides.federated.auroc)
+            alone.append(sides.local.mean)
+            pooled.append(sides.pooled.auroc)
+        assert np.mean(together) > np.mean(alone)
+        assert np.mean(pooled) > np.mean(alone)
+        assert np.mean(pooled) >= np.mean(together) - 0.02
+
+    def test_the_three_are_trained_at_the_studys_epsilon_and_named(self):
+        steps = []
+        held = {"east": records(200, 1), "north": records(200, 2)}
+        found = train_baselines(TEXT, held, TEST, step=steps.append)
+        assert steps == ["local-only model of east", "local-only model of north", "pooled model"]
+        result = found.to_json()
+        assert set(result["local_only_auroc_by_holder"]) == {"east", "north"}
+        assert result["local_only_auroc"] <= result["local_only_best_auroc"]
+        assert 0 <= result["pooled_auroc"] <= 1
+
+    def test_pooling_keeps_every_row_and_makes_nobody_one_person(self):
+        parts = [
+            records(60, 1, persons=np.arange(60) // 2),
+            records(30, 2, persons=np.arange(30) // 3),
+        ]
+        both = pool(parts)
+        assert both.rows == 90
+        assert both.persons_count == 30 + 10
+        assert np.array_equal(both.labels, np.concatenate([part.labels for part in parts]))
+
+    def test_pooling_fills_what_a_holder_lacks_with_missing(self):
+        east = records(20, 1)
+        north = records(30, 2)
+        columns = {name: values for name, values in north.columns.items() if name in ("INCOME", "DELAY")}
+        both = pool([east, Records(columns=columns, labels=north.labels)])
+        assert np.isnan(both.columns["BALANCE"][20:]).all()
+        assert set(both.columns["HOUSE"][20:]) == {None}
+        assert np.array_equal(both.columns["INCOME"][20:], north.columns["INCOME"], equal_nan=True)
+
+    def test_chosen_rows_are_records_of_their_own(self):
+        whole = records(50, persons=np.arange(50) // 5)
+        part = records_at(whole, np.array([7, 8, 40]))
+        assert (part.rows, part.persons_count) == (3, 2)
+        assert part.labels.tolist() == whole.labels[[7, 8, 40]].tolist()
+        assert part.columns["DELAY"].tolist() == whole.columns["DELAY"][[7, 8, 40]].tolist()
+
+    def test_choosing_no_row_is_refused(self):
+        with pytest.raises(BadInput):
+            records_at(records(50), np.array([], dtype=np.int64))
+
+    def test_three_people_are_explained_from_low_to_high(self, done):
+        lines = people_lines(evaluate(scorecard_of(done[0]), TEST), TEST)
+        assert len(lines) == 3
+        scores = [line.score for line in lines]
+        assert scores == sorted(scores)
+        for line in lines:
+            total = line.base_points + sum(points for _, _, points in line.points)
+            assert line.score == total + line.capped
+            assert len(line.points) == FEATURES
+
+
+class TestWithEpsilon:
+    @pytest.mark.parametrize("epsilon", [0.5, 8, 1e-05, 0.1, 1000.0])
+    def test_the_study_says_the_new_epsilon_and_nothing_else_changes(self, epsilon):
+        text = with_epsilon(TEXT, epsilon)
+        assert parse_study(text).privacy.epsilon == epsilon
+        assert text.replace(f"epsilon = {epsilon!r}", "epsilon = 2.0") == TEXT
+
+    @pytest.mark.parametrize(
+        "section",
+        [
+            "[privacy]\nepsilon=2.0\n",
+            "[privacy]\n  epsilon   =   2.0   # was 4.0\n",
+            "[privacy]\ndelta = 1e-6\nepsilon = 2.0\n",
+            "[privacy] # epsilon = 9\nepsilon = 2.0\n",
+            "[privacy]\n# epsilon = 9\nepsilon = 2.0\n",
+            "[privacy]\n# see [1] and [2]\nepsilon = 2.0\n",
+            "[privacy]\n\n\nepsilon = 2\n",
+            "[privacy]\nepsilon = 2.0 # [note]\ndelta = 1e-7\n",
+            "[privacy]\r\nepsilon = 2.0\r\n",
+            "[privacy]\nepsilon = 2.0",
+        ],
+    )
+    def test_it_finds_the_line_however_it_is_written(self, section):
+        text = TEXT[: TEXT.index("[privacy]")] + section
+        assert parse_study(with_epsilon(text, 0.25)).privacy.epsilon == 0.25
+
+    def test_other_tables_are_left_alone(self):
+        decoy = (
+            "[training]\nepsilon = 7\n\n[privacy]\ndelta = 1e-6\nmy_epsilon = 3\nepsilon = 2.0\n\n"
+            "[scale]\nepsilon = 9\n"
+        )
+        assert with_epsilon(decoy, 1.5) == decoy.replace("epsilon = 2.0", "epsilon = 1.5")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "[study]\nepsilon = 1\n",
+            "[privacy]\ndelta = 1e-6\n",
+            "[privacy]\ndelta = 1e-6\n[training]\nepsilon = 1\n",
+            "[privacy]\ndelta = 1e-6\n[[features]]\nepsilon = 1\n",
+            "[privacy]\n# epsilon = 1\n",
+            "[privacy.more]\nepsilon = 1\n",
+            "[privacy]\nepsilon = 1\n[privacy]\nepsilon = 2\n",
+        ],
+    )
+    def test_a_study_without_exactly_one_such_line_is_refused(self, text):
+        with pytest.raises(BadInput, match=r"privacy\.epsilon"):
+            with_epsilon(text, 1.0)
+
+    @pytest.mark.parametrize("epsilon", [0.0, -1.0, float("nan"), float("inf")])
+    def test_an_epsilon_that_is_none_is_refused_by_the_study(self, epsilon):
+        with pytest.raises(BadInput, match="epsilon"):
+            parse_study(with_epsilon(TEXT, epsilon))
+
+
+def test_a_simulated_coordinator_signs_with_its_own_key(done):
+    signature = done[0].identity.sign("bundle", b"x")
+    verify(done[0].identity.public, "bundle", b"x", signature, what="bundle")
+    assert done[0].identity.public != Identity.generate().public
