@@ -22,7 +22,7 @@ def step(name: str, *command: str) -> None:
     start = time.monotonic()
     sys.stdout.write(f"== {name}\n")
     sys.stdout.flush()
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode  # noqa: S603 - our own commands
     sys.stdout.write(f"   {time.monotonic() - start:.1f} s\n")
     if code:
         sys.exit(code)

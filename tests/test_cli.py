@@ -1,4 +1,4 @@
-"""The command line as a new user meets it: help with examples, JSON contracts, one-line errors, exit codes."""
+"""The command line as a new user meets it: help with examples, JSON contracts, one-line errors, codes."""
 
 from __future__ import annotations
 
