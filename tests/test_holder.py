@@ -26,10 +26,11 @@ from toy_study import (
 )
 
 from assay.client.records import Records
+from assay.client.training import LocalTraining
 from assay.models.label import privacy_target
 from assay.privacy import noise, optimizer
 from assay.privacy.accounting import RunCost, mu2_of
-from assay.privacy.errors import BadData, BadInput, Refused
+from assay.privacy.errors import AssayError, BadData, BadInput, Refused
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
 from assay.privacy.wire import Accepted, Close, Closed, Release
@@ -521,6 +522,13 @@ class TestAccount:
                 play(holder(tmp_path, ledger=ledger, name=name, data=records(50)), text=text)
                 total += mu2_of(ledger.charged(RUN))
         assert GaussianPrivacyLoss(1 / math.sqrt(total)).get_delta_for_epsilon(2.0) <= 1e-6
+
+    def test_opacus_accountant_has_the_last_word_whatever_was_charged_before(self):
+        """A fresh training object, as after a restart, with a history that already fills the promise."""
+        training, spent = LocalTraining(STUDY, records(50)), [COST.counts] * 10
+        assert training.noisy_counts(COST.counts, spent).shape == (GRID.size,)
+        with pytest.raises(AssayError, match="more than the study promises"):
+            training.noisy_counts(COST.counts, [*spent, COST.gradient(1000)])
 
     def test_every_release_is_the_one_that_was_charged(self, north, ledger):
         for release in play(north):
