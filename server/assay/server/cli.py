@@ -56,7 +56,7 @@ def admit(
     directory: Directory,
     request: Annotated[Path, typer.Argument(metavar="REQUEST.json", help="What the holder sent.")],
     out: Annotated[
-        Path | None, typer.Option(help="Join file to write [default: DIR/joins/NAME.toml].")
+        Path | None, typer.Option(help="Join file to write (default: DIR/joins/NAME.toml).")
     ] = None,
     expect: Annotated[
         str | None, typer.Option(help="Refuse unless the holder's fingerprint is this one.")

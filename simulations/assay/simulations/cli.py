@@ -45,7 +45,7 @@ def demo(
     epsilon: Annotated[float, typer.Option(help="Privacy target of one person over the run.")] = 1.0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Directory for everything [default: ./assay-demo, or the next free name]."),
+        typer.Option(help="Directory for everything (default: ./assay-demo, or the next free name)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -73,7 +73,7 @@ def simulate(
         Path, typer.Option(help="Records to spread over the holders: .csv, .csv.gz or .parquet.")
     ],
     out: Annotated[Path, typer.Option(help="New directory for bundles and reports.")],
-    test: Annotated[Path | None, typer.Option(help="Held-out records [default: a share of --data].")] = None,
+    test: Annotated[Path | None, typer.Option(help="Held-out records (default: a share of --data).")] = None,
     test_fraction: Annotated[float, typer.Option(help="That share.")] = 0.2,
     holders: Annotated[int, typer.Option(help="Number of holders.")] = 3,
     partition: Annotated[
@@ -81,7 +81,7 @@ def simulate(
     ] = "iid",
     epsilon: Annotated[
         list[float] | None,
-        typer.Option(help="Privacy target; may be given several times [default: the study's]."),
+        typer.Option(help="Privacy target; may be given several times (default: the study's)."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides hold-out and partition, never noise.")] = 0,
     as_json: Json = False,
