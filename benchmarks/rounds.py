@@ -15,7 +15,7 @@ flower   `flower-superlink` and one `flower-supernode` per holder, TLS and node 
 They take turns (assay, flower, assay), because side by side they would disturb each other. Assay takes
 ten times as many rounds as Flower, because they are short. Processor time comes from /proc/PID/stat and
 memory is VmHWM; both include the processes that a process starts, the memory of those that live at the
-same time. Works offline; needs Linux. Ends within four minutes, and takes its processes with it.
+same time. Works offline; needs Linux. Ends within four minutes, also by Ctrl-C, with all its processes.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ os.environ.update(
     PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # Flower finds its commands there
 )
 
-from cryptography.hazmat.primitives import serialization  # noqa: E402 - after the settings
+from cryptography.hazmat.primitives import serialization
 
-from assay.client import enrol  # noqa: E402
-from assay.client.config import CONFIG_FILE, template  # noqa: E402
-from assay.privacy.enrolment import Request  # noqa: E402
-from assay.privacy.errors import Unavailable  # noqa: E402
-from assay.privacy.files import PRIVATE_FILE, write_durably  # noqa: E402
-from assay.server.admin import AdminClient  # noqa: E402
-from assay.server.federation import Federation  # noqa: E402
-from assay.simulations.processes import Processes  # noqa: E402
+from assay.client import enrol
+from assay.client.config import CONFIG_FILE, template
+from assay.privacy.enrolment import Request
+from assay.privacy.errors import Unavailable
+from assay.privacy.files import PRIVATE_FILE, write_durably
+from assay.server.admin import AdminClient
+from assay.server.federation import Federation
+from assay.simulations.processes import Processes
 
-START_S, RUN_S, STOP_S = 50.0, 110.0, 6.0
+START_S, RUN_S, STOP_S, LIMIT_S = 50.0, 100.0, 6.0, 215
 EVERY_S = 0.2
 ROWS = 1000
 MESSAGE_BYTES = 1024
@@ -386,7 +386,7 @@ def started(logs: Path) -> Iterator[Callable[..., int]]:
         for process in reversed(running):
             process.terminate()
         end = time.monotonic() + STOP_S
-        while time.monotonic() < end and any([process.poll() is None for process in running]):
+        while time.monotonic() < end and any(process.poll() is None for process in running):
             time.sleep(0.05)
         everybody = all_processes()
         for member in members:  # the same process still, not another one that was given its number
@@ -496,6 +496,11 @@ LINES = (
 )
 
 
+def out_of_time(*_: object) -> None:
+    """End the script, and with it all its processes."""
+    raise SystemExit(f"not done within {LIMIT_S} s; give fewer holders or rounds")
+
+
 def main() -> None:
     """Read the arguments, run, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -506,6 +511,8 @@ def main() -> None:
     if not (2 <= options.holders <= 10 and 4 <= options.rounds <= 100):
         parser.error("--holders is 2 to 10, --rounds 4 to 100")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGALRM, out_of_time)
+    signal.alarm(LIMIT_S)
     load = os.getloadavg()[0]
     results: dict[str, list[Result]] = {"assay": [], "flower": []}
     with tempfile.TemporaryDirectory(prefix="assay-rounds-") as scratch:

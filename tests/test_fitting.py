@@ -1,4 +1,4 @@
-"""The coordinator's half of training: learns from clean sums, survives noise, resumes exactly, keeps trends."""
+"""The coordinator's half of training: learns from clean sums, survives noise, resumes exactly."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def grid(study):
 
 
 class Population:
-    """Two features with a known logistic risk, and the exact sums that holders release but for their noise."""
+    """Two features with a known logistic risk, and the exact sums behind the holders' noise."""
 
     def __init__(self, grid, rows=20_000, seed=5, slope=3.0):
         rng = np.random.default_rng(seed)

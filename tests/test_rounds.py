@@ -294,6 +294,14 @@ class TestDropped:
         assert max(message.round for message in later if isinstance(message, GradientRequest)) == 2
         assert federation.spent("south") < 2.0
 
+    def test_a_dropped_holder_that_is_back_at_the_end_has_its_reservation_freed(self, federation):
+        federation.faults = {"south": silent_from(2)}
+        run = federation.run()
+        run.train(list(NAMES))
+        assert federation.open_runs()["south"] == (RUN,)
+        run.close("done")
+        assert federation.open_runs() == dict.fromkeys(NAMES, ())
+
     def test_a_dropped_holder_does_not_shrink_the_step(self):
         """With three equal holders, two stand for all three."""
         three, two = (Scripted(silent=names).train() for names in ((), ("south",)))

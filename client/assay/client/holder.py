@@ -128,7 +128,7 @@ class Holder:
         cost = RunCost.of(privacy_target(run.study))
         event = cost.gradient(question.rounds)
         self._require_rounds(question.run, cost.counts, event)
-        run.training.require_shape(question.theta)
+        run.training.require_model(question.theta)
         return release(
             self._ledger,
             run=question.run,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.client.records import Records
-from assay.models.additive import AdditiveClippedSum, ClippedCounts
+from assay.models.additive import MAX_LOG_ODDS, AdditiveClippedSum, ClippedCounts
 from assay.models.encoding import Grid
 from assay.models.label import privacy_target
 from assay.models.schema import Study
@@ -54,14 +54,16 @@ class LocalTraining:
         """Most that one person changes a gradient sum by, in Euclidean norm."""
         return self._gradients.l2_clip_norm
 
-    def require_shape(self, theta: Vector) -> None:
-        """Refuse parameters of another model.
+    def require_model(self, theta: Vector) -> None:
+        """Refuse parameters that are no model of this study, before anything is charged for them.
 
         Raises:
-            BadInput: ``theta`` does not have one value per cell and an intercept.
+            BadInput: ``theta`` does not have one value per cell and an intercept, or one is too large.
         """
         if theta.shape != (self._size + 1,):
             raise BadInput("theta", value=theta.size, allowed=f"{self._size + 1} values")
+        if not np.abs(theta).max() <= MAX_LOG_ODDS:
+            raise BadInput("theta", allowed=f"log-odds within ±{MAX_LOG_ODDS:g}")
 
     def noisy_counts(self, event: Event, charged: Sequence[Event]) -> Vector:
         """Return the noisy cell counts, float64 ``[cells]``; see :meth:`_noisy`."""

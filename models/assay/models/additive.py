@@ -24,7 +24,14 @@ from torch import nn
 from assay.models.encoding import Encoded
 from assay.privacy.errors import BadInput
 
-__all__ = ["AdditiveClippedSum", "AdditiveModel", "ClippedCounts", "MinibatchClippedSum", "natural_bound"]
+__all__ = [
+    "MAX_LOG_ODDS",
+    "AdditiveClippedSum",
+    "AdditiveModel",
+    "ClippedCounts",
+    "MinibatchClippedSum",
+    "natural_bound",
+]
 
 MAX_LOG_ODDS = 1e6  # of one cell: far beyond any model, and a sum of them is still finite
 _BLOCK = 8192  # rows worked on at a time: one block of the design matrix stays in the processor's cache

@@ -36,6 +36,9 @@ from assay.server.courier import NoAnswer
 
 __all__ = ["Interrupted", "Progress", "Run", "Trained"]
 
+# The bundle is out by then; nobody waits long for a holder that has gone.
+CLOSE_S = 10.0
+
 Vector = NDArray[np.float64]
 Answers = dict[str, Message | NoAnswer]
 
@@ -192,11 +195,13 @@ class Run:
         )
 
     def close(self, outcome: str, holders: list[str] | None = None) -> None:
-        """Tell the holders that the run is over; one that does not answer keeps its reservation."""
-        names = self._state.active if holders is None else holders
-        self._courier.ask(
-            dict.fromkeys(names, Close(run=self.run, outcome=outcome)), timeout=min(self._timeout, 30.0)
-        )
+        """Tell the holders that the run is over, also those dropped on the way.
+
+        One that does not answer keeps its reservation until the next offer, which ends abandoned runs.
+        """
+        names = sorted(self._state.persons) if holders is None else holders
+        timeout = min(self._timeout, CLOSE_S)
+        self._courier.ask(dict.fromkeys(names, Close(run=self.run, outcome=outcome)), timeout=timeout)
 
     def _ask(self, message: Message, names: list[str]) -> Answers:
         if self._stopping():

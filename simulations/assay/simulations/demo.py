@@ -146,7 +146,8 @@ class Demo:
             seconds=seconds,
             notes=(
                 "Records: default of credit card clients, Taiwan 2005 (Yeh 2016, CC BY 4.0).",
-                f"{test.rows:,} records were held out and seen by no holder; the split is the same each time, the noise never.",
+                f"{test.rows:,} records were held out and seen by no holder.",
+                "Who holds whom is the same in every demo; the noise never is.",
             ),
         )
         result = {
