@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.client.policy import CODES, Policy, admit, require_persons
+from assay.client.policy import Policy, admit, require_persons
 from assay.client.records import Records
 from assay.models.study import Study, parse_study
 from assay.privacy.errors import BadInput, Refused
+from assay.privacy.wire import DECLINE_CODES
 
 ALLOWED = {
     "purposes": ("consumer_credit", "microloan"),
@@ -89,7 +90,7 @@ def test_a_study_that_asks_for_more_is_refused(asked: dict[str, object], code: s
     with pytest.raises(Refused) as caught:
         admit(study(**asked), Policy(**ALLOWED))  # type: ignore[arg-type]
     assert caught.value.code == code
-    assert code in CODES
+    assert code in DECLINE_CODES
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
 

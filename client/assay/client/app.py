@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from assay.client.holder import Holder
 from assay.privacy.errors import BadData, BadInput, Refused
 from assay.privacy.keys import Identity
-from assay.privacy.wire import Declined, Frame, open_frame, seal
+from assay.privacy.wire import DECLINE_CODES, Declined, Frame, open_frame, seal
 from assay.privacy.wire import Message as Question
 
 __all__ = ["COORDINATOR", "make_app"]
@@ -61,7 +61,8 @@ def _answer(holder: Holder, question: Question, log: Callable[[str], None]) -> Q
         reply = holder.answer(question)
     except Refused as error:
         log(f"{where}: refused ({error.code}): {error}")
-        return Declined(run=question.run, code=error.code)
+        code = error.code if error.code in DECLINE_CODES else "invalid"
+        return Declined(run=question.run, code=code)
     except BadInput as error:
         # The cell of a record never enters a log.
         log(f"{where}: {error.without_cell() if isinstance(error, BadData) else error}")

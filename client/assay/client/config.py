@@ -32,7 +32,7 @@ class HolderConfig:
     """A holder's directory, checked.
 
     Attributes:
-        directory: where ``client.toml``, ``keys/``, the ledger and the log lie; mode 0700.
+        directory: where ``client.toml``, ``keys/`` and the ledger lie; mode 0700.
         name: the holder's name in the federation.
         policy: what the holder agrees to.
         data: where the records lie, or None until the holder has written ``[data]``.

@@ -42,7 +42,7 @@ class HolderKeys:
 
     Attributes:
         name: the holder's name.
-        identity: Ed25519, signs messages, ledger and audit log.
+        identity: Ed25519, signs messages and ledger.
         transport: P-384, for TLS and for Flower's node authentication.
     """
 

@@ -85,7 +85,7 @@ class Holder:
         raise Refused(f"a holder does not answer {question.kind!r}", code="invalid")
 
     def _accept(self, offer: Offer) -> Accepted:
-        """Check policy, then records, then reserve the whole run: nothing is spent by accepting."""
+        """Check policy and records, end abandoned runs, reserve the whole run; accepting spends nothing."""
         study = parse_study(offer.study, where="offered study")
         admit(study, self._policy)
         self._require_same(offer)
@@ -162,7 +162,7 @@ class Holder:
         if run not in self._runs:
             path = self._study_file(run)
             if not path.exists():
-                raise Refused(f"run {run} was not accepted here, or is closed", code="unknown-run")
+                raise Refused(f"run {run} was not accepted here, or is closed", code="unknown")
             study = parse_study(path.read_text(encoding="utf-8"), where="accepted study")
             admit(study, self._policy)
             self._runs[run] = _Run(study=study, training=self._open(study))

@@ -1,6 +1,7 @@
 """What a holder agrees to take part in: decided here, at the holder, before anything is spent.
 
-The answer that leaves is one word of :data:`CODES`; the sentence beside it stays at the holder.
+The answer that leaves is one word (``assay.privacy.wire.DECLINE_CODES``); the sentence beside it stays
+at the holder.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from assay.privacy.errors import BadInput, Refused
 from assay.privacy.ledger import Limits
 from assay.privacy.purpose import check_purpose
 
-__all__ = ["CODES", "Policy", "admit", "require_persons"]
+__all__ = ["Policy", "admit", "require_persons"]
 
-CODES = ("purpose", "components", "epsilon", "delta", "trust", "model", "data")
 MAX_EPSILON = 1000  # what the ledger can account for
 
 
@@ -83,7 +83,7 @@ def admit(study: Study, policy: Policy) -> None:
     Budgets over several runs are the ledger's to check; this looks at the one run that is offered.
 
     Raises:
-        Refused: with the first ``code`` of :data:`CODES` that applies.
+        Refused: with the code of the first limit that is passed.
     """
     if study.purpose not in policy.purposes:
         raise Refused(

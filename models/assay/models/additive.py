@@ -129,7 +129,7 @@ class _Block:
 class AdditiveClippedSum:
     """The sum over persons of the cross-entropy gradient, each person's part clipped to ``l2_clip_norm``.
 
-    Guarantee: leaving out one person (all of its rows, zero-out adjacency) changes the returned vector
+    Guarantee: leaving out one person (all of its rows, one more or less) changes the returned vector
     by at most ``l2_clip_norm`` in Euclidean norm, rounding included.
 
     Edge cases:

@@ -17,7 +17,7 @@ NOT_COVERED = (
     "Anything a holder or the requesting party publishes by other means.",
     "What a score itself tells about the person it belongs to.",
     "A person known to more holders than holders_per_person says.",
-    "Runs of other federations on the same records, unless they share this holder's ledger.",
+    "Runs of other federations on the same records: a holder's ledger belongs to one federation.",
 )
 
 
@@ -44,7 +44,7 @@ def privacy_label(study: Study, *, rounds: int) -> dict[str, Any]:
     per_holder = epsilon_of(cost.total(rounds), target.delta)
     return {
         "unit": "one person: all rows of that person at a holder",
-        "adjacency": "zero-out: the person's rows are replaced by nothing, the number of rounds is public",
+        "adjacency": "one person more or less, with all rows; the exact number of persons is never used",
         "epsilon": target.epsilon,
         "delta": target.delta,
         "holders_per_person": target.holders_per_person,

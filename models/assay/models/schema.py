@@ -318,7 +318,7 @@ class Study:
         outcome: what is predicted.
         person: column that names the person, or None: every row is a person.
         features: the inputs, in study order.
-        fairness_columns: audited, never inputs.
+        fairness_columns: declared for audits, never inputs; nothing reads them yet.
         training: how the model is fitted.
         privacy: the promise.
         scale: how log-odds become points.

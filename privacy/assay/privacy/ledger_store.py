@@ -1,4 +1,4 @@
-"""The file behind the ledger: one SQLite table whose rows are signed, chained by hash, and durable.
+"""The file behind the ledger: a SQLite table whose rows are signed, chained by hash, and durable.
 
 ===============  ====================================================================================
 durable          WAL with ``synchronous=FULL``: a commit that returned survives a power cut

@@ -273,7 +273,7 @@ class PrivateTrainer:
 
     Each step costs one sampled Gaussian mechanism at the very rate its batch is drawn with, empty batches
     included. The noisy sum is divided by ``rows * sample_rate``: a public number, because the number of
-    people is public under zero-out adjacency.
+    people is public in training on one machine.
 
     Attributes:
         rows: how many rows (people) are sampled from.

@@ -69,7 +69,7 @@ class PolicyPack:
         as_of: ISO date the table describes.
         allowed: purposes a study may have; everything else is refused.
         refusals: named refusals, each with code and article.
-        protected: attributes that are audited for fairness and never model inputs.
+        protected: attributes that may be declared for fairness audits and are never model inputs.
     """
 
     name: str
@@ -279,7 +279,7 @@ def check_input(*names: str, pack: PolicyPack = PACK) -> None:
     """Refuse a model input that is named after a protected attribute.
 
     Names are looked at word by word (``usage`` is not ``age``). What hides behind a neutral name is not
-    found; the fairness audit is there for that.
+    found; nothing here measures that.
 
     Args:
         names: the feature's name, its column and its label.

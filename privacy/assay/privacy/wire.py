@@ -1,8 +1,8 @@
 """Every message that crosses the boundary between a holder and the coordinator, and its bytes.
 
 An auditor reads this module and ``assay.client.release`` and knows what can leave a site: a
-:class:`Release` is the only type that carries anything computed from records, and it carries integers
-that already hold their noise.
+:class:`Release` is the only type that carries numbers computed from records, and it carries integers
+that already hold their noise. (That a holder declines with ``"data"`` also depends on its records.)
 
 Frame (all integers big-endian, arrays little-endian)::
 
@@ -28,6 +28,7 @@ from assay.privacy.errors import BadInput
 from assay.privacy.keys import Identity, canonical_json, verify
 
 __all__ = [
+    "DECLINE_CODES",
     "MAX_FRAME_BYTES",
     "MAX_ROUNDS",
     "Accepted",
@@ -55,7 +56,14 @@ MAX_VALUES = 1 << 19
 MAX_RELEASED = 1 << 53
 _RUN = re.compile(r"[0-9a-f]{32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_CODE = re.compile(r"[A-Za-z0-9_-]{1,32}")
+DECLINE_CODES = frozenset(
+    {
+        *(f"D0{number}" for number in range(1, 9)),  # refused purposes and inputs of every study
+        *("purpose", "components", "epsilon", "delta", "trust", "model", "person", "later"),  # its policy
+        *("budget", "closed", "changed", "unknown"),  # its ledger
+        *("data", "invalid"),
+    }
+)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -118,13 +126,18 @@ class Accepted(_Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Declined(_Message):
-    """Holder to coordinator: no. ``code`` is a word from a fixed list, never computed from records."""
+    """Holder to coordinator: no.
+
+    Attributes:
+        code: a word of :data:`DECLINE_CODES`. ``"data"`` says that the holder's records cannot be used for
+            the study or are too few: the one bit beside releases that depends on records.
+    """
 
     kind: ClassVar[str] = "declined"
     code: str
 
     def _check(self) -> None:
-        _need(isinstance(self.code, str) and _CODE.fullmatch(self.code) is not None, "code", "a short word")
+        _need(isinstance(self.code, str) and self.code in DECLINE_CODES, "code", ", ".join(sorted(DECLINE_CODES)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ federation.toml        settings
 assay.sqlite           roster, runs, registry
 keys/signing.key       Ed25519: is the federation; signs join files, roster and messages
 keys/ca.key, ca.pem    certificate authority, pinned by every holder
-keys/server.key, .pem  TLS of the coordinator, renewed by itself
+keys/server.key, .pem  TLS of the coordinator, renewed when serving starts
 """
 
 from __future__ import annotations

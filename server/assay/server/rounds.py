@@ -1,7 +1,7 @@
 """One training run, from the offer to the fitted scorecard; it can be stopped anywhere and goes on.
 
-Sums of released integers are exact, so the order of the holders' answers does not matter, and a run that
-is resumed from its checkpoint ends in the same model as one that was never interrupted.
+Released integers are added up as integers, so the order of the holders' answers does not matter, and a run
+that is resumed from its checkpoint ends in the same model as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ __all__ = ["Interrupted", "Progress", "Run", "Trained"]
 CLOSE_S = 10.0
 
 Vector = NDArray[np.float64]
+Integers = NDArray[np.int64]
 Answers = dict[str, Message | NoAnswer]
 
 
@@ -96,6 +97,7 @@ class Trained:
 class _State:
     """What a checkpoint holds."""
 
+    accepted: list[str] = field(default_factory=list)
     persons: dict[str, float] = field(default_factory=dict)  # estimate at round 0, by holder
     active: list[str] = field(default_factory=list)  # holders that still answer
     counts: Vector = field(default_factory=lambda: np.zeros(0))
@@ -103,12 +105,12 @@ class _State:
     fit: dict[str, Vector] = field(default_factory=dict)
 
     def pack(self) -> bytes:
-        names = sorted(self.persons)
+        names = self.accepted
         arrays: dict[str, NDArray[Any]] = {f"fit.{name}": value for name, value in self.fit.items()}
         arrays |= {
             "counts": self.counts,
             "rounds": np.array([self.rounds]),
-            "persons": np.array([self.persons[name] for name in names]),
+            "persons": np.array([self.persons.get(name, np.nan) for name in names]),
             "names": np.frombuffer("\n".join(names).encode(), dtype=np.uint8).copy(),
             "active": np.array([name in self.active for name in names]),
         }
@@ -119,7 +121,8 @@ class _State:
         arrays = load_arrays(data)
         names = arrays["names"].tobytes().decode().split("\n")
         return cls(
-            persons=dict(zip(names, arrays["persons"].tolist(), strict=True)),
+            accepted=names,
+            persons={n: p for n, p in zip(names, arrays["persons"].tolist(), strict=True) if p == p},
             active=[name for name, on in zip(names, arrays["active"], strict=True) if on],
             counts=arrays["counts"],
             rounds=int(arrays["rounds"][0]),
@@ -173,18 +176,16 @@ class Run:
             Unavailable: too few holders still answer.
             Interrupted: the coordinator is stopping.
         """
-        if checkpoint is None:
-            accepted = self._offer(holders)
-            try:
-                self._count(accepted)
-            except (Refused, Unavailable):
-                self.close("aborted", accepted)
-                raise
-        else:
-            self._state = _State.unpack(checkpoint)
         try:
+            if checkpoint is None:
+                self._offer(holders)
+                self._count()
+            else:
+                self._state = _State.unpack(checkpoint)
             fit = self._descend()
-        except Unavailable:
+        except Interrupted:
+            raise
+        except Exception:
             self.close("aborted")
             raise
         return Trained(
@@ -194,14 +195,13 @@ class Run:
             holders=tuple(self._state.active),
         )
 
-    def close(self, outcome: str, holders: list[str] | None = None) -> None:
-        """Tell the holders that the run is over, also those dropped on the way.
+    def close(self, outcome: str) -> None:
+        """Tell every holder that accepted that the run is over, also those dropped on the way.
 
         One that does not answer keeps its reservation until the next offer, which ends abandoned runs.
         """
-        names = sorted(self._state.persons) if holders is None else holders
-        timeout = min(self._timeout, CLOSE_S)
-        self._courier.ask(dict.fromkeys(names, Close(run=self.run, outcome=outcome)), timeout=timeout)
+        message = Close(run=self.run, outcome=outcome)
+        self._courier.ask(dict.fromkeys(self._state.accepted, message), timeout=min(self._timeout, CLOSE_S))
 
     def _ask(self, message: Message, names: list[str]) -> Answers:
         if self._stopping():
@@ -211,26 +211,26 @@ class Run:
             raise Interrupted("the coordinator is stopping; the run goes on after the next start")
         return answers
 
-    def _offer(self, names: list[str]) -> list[str]:
+    def _offer(self, names: list[str]) -> None:
         answers = self._ask(Offer(run=self.run, study=self._text), names)
         accepted = sorted(name for name, answer in answers.items() if isinstance(answer, Accepted))
+        self._state.accepted = accepted
         refusals = [f"{name}: {_why(answers[name])}" for name in sorted(answers) if name not in accepted]
         self._tell("offer", 0, tuple(accepted), detail="; ".join(refusals))
         if len(accepted) < self._minimum:
-            self.close("aborted", accepted)
             detail = f" ({'; '.join(refusals)})" if refusals else ""
             raise Refused(
                 f"{len(accepted)} holder(s) accept the study; allowed: at least {self._minimum}{detail}."
                 " Start more holders, or change the study or their policies",
                 code="holders",
             )
-        return accepted
 
-    def _count(self, names: list[str]) -> None:
-        sums = self._collect(CountsRequest(run=self.run), names, 0, grid_unit(self._counts_std()))
-        self._state.persons = {name: estimate_persons(self._grid, value) for name, value in sums.items()}
+    def _count(self) -> None:
+        unit = grid_unit(self._counts_std())
+        sums = self._collect(CountsRequest(run=self.run), self._state.accepted, 0, unit)
+        self._state.persons = {n: estimate_persons(self._grid, _total({n: v}) * unit) for n, v in sums.items()}
         self._state.active = sorted(sums)
-        self._state.counts = np.sum(list(sums.values()), axis=0)
+        self._state.counts = _total(sums) * unit
         persons = sum(self._state.persons.values())
         epsilon = self.study.privacy.epsilon
         self._state.rounds = self.study.training.rounds or default_rounds(
@@ -262,19 +262,19 @@ class Run:
             # for all, so that the step keeps its size.
             answered = sum(self._state.persons[name] for name in sums)
             self._state.active = sorted(sums)
-            fit.update(np.sum(list(sums.values()), axis=0) * (total / answered))
+            fit.update(_total(sums) * unit * (total / answered))
             self._checkpoint(fit, request.round)
             self._tell("round", request.round, tuple(sums))
         return fit
 
-    def _collect(self, request: Message, names: list[str], number: int, unit: float) -> dict[str, Vector]:
-        """Ask for one release, refuse what does not fit, and return each holder's vector."""
+    def _collect(self, request: Message, names: list[str], number: int, unit: float) -> dict[str, Integers]:
+        """Ask for one release, refuse what does not fit, and return each holder's integers."""
         size = self._grid.size if number == 0 else self._grid.size + 1
-        sums: dict[str, Vector] = {}
+        sums: dict[str, Integers] = {}
         for name, answer in sorted(self._ask(request, names).items()):
             problem = _unfit(answer, number, size, unit)
             if problem is None and isinstance(answer, Release):
-                sums[name] = answer.values.astype(np.float64) * unit
+                sums[name] = answer.values.astype(np.int64)
             else:
                 self._tell("dropped", number, (name,), detail=problem or "")
         if len(sums) < self._minimum:
@@ -295,6 +295,12 @@ class Run:
         self._report(
             Progress(kind=kind, round=number, rounds=rounds, holders=holders, epsilon=spent, detail=detail)
         )
+
+
+def _total(sums: Mapping[str, Integers]) -> Vector:
+    """Add the holders' integers exactly: at most 1,000 of them, each below 2^53."""
+    total: Integers = np.stack(list(sums.values())).sum(axis=0, dtype=np.int64)
+    return total.astype(np.float64)
 
 
 def _why(answer: Any) -> str:

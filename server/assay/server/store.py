@@ -1,7 +1,8 @@
 """Flower's node registry and message store in memory, and the rules Assay adds to them.
 
-With ``assay.client.fleet`` this is where flwr is used beyond its public API: the Fleet protobuf
-messages, node authentication and ``LinkState``.
+Beyond its public API flwr is used for the Fleet protobuf messages, node authentication, ``LinkState``
+and task identity: here and in ``gate``, ``grid`` and ``fleet`` beside it, and in ``fleet`` and ``session`` of
+the client.
 
 Left out on purpose: Flower's FastAPI application, whose Control and Runtime calls would share the public
 port, and its object store. A message travels whole, in the ``content`` field Flower's protocol has for

@@ -1,6 +1,6 @@
-"""A Flower grid whose holders live in this process: the same ServerApp and ClientApps, no network.
+"""A Flower grid whose holders live in this process: the live system's ClientApps, no network.
 
-Only flwr's public API is used, and the task identity that ``Message`` takes its run from.
+Beside flwr's public API only the run and task identity are used, which ``Grid`` and ``Message`` ask for.
 """
 
 from __future__ import annotations
