@@ -308,7 +308,7 @@ def set_up(root: Path, holders: int) -> list[str]:
             joined = federation.admit(Request.read(home / enrol.REQUEST_FILE))
             write_durably(home / "JOIN.toml", joined.to_bytes(), mode=PRIVATE_FILE)
             enrol.join(home, home / "JOIN.toml", federation.fingerprint)
-            data = '[data]\nkind = "csv"\npath = "records.csv"\n\n[policy]'
+            data = '[data]\nkind = "csv"\npath = "records.csv"\none_row_per_person = true\n\n[policy]'
             settings = template(name).replace("[policy]", data, 1)
             write_durably(home / CONFIG_FILE, settings.encode(), mode=PRIVATE_FILE)
             rng = np.random.default_rng(seed)

@@ -119,7 +119,7 @@ class Federation:
         assay("client", "join", home, admitted["join"], "--expect", admitted["federation"])
         settings = home / "client.toml"
         text = settings.read_text().replace(
-            "[policy]", '[data]\nkind = "csv"\npath = "records.csv"\n\n[policy]', 1
+            "[policy]", '[data]\nkind = "csv"\npath = "records.csv"\none_row_per_person = true\n\n[policy]', 1
         )
         for key in ("epsilon_per_study = 3.0", "epsilon_per_year = 6.0"):
             text = text.replace(key, f"{key.split()[0]} = 2.2")  # room for four runs of epsilon 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from assay.client.config import CONFIG_FILE, HolderConfig, template
 from assay.privacy.errors import AssayError, BadInput, Refused
 
-DATA = '\n[data]\nkind = "csv"\npath = "records.csv"\n'
+DATA = '\n[data]\nkind = "csv"\npath = "records.csv"\none_row_per_person = true\n'
 
 
 @pytest.fixture
@@ -150,7 +150,8 @@ def test_a_key_that_others_can_read_is_refused(mode: int, home: Path) -> None:
 
 def test_a_configuration_that_may_hold_a_password_must_be_private(home: Path) -> None:
     text = (
-        template("bank-a") + '\n[data]\nkind = "postgres"\nurl = "postgresql://u:hunter2@h/d"\ntable = "t"\n'
+        template("bank-a")
+        + '\n[data]\nkind = "postgres"\nurl = "postgresql://u:hunter2@h/d"\ntable = "t"\none_row_per_person = true\n'
     )
     write(home, text)
     config = HolderConfig.load(home)
@@ -163,7 +164,11 @@ def test_a_configuration_that_may_hold_a_password_must_be_private(home: Path) ->
 
 @pytest.mark.parametrize("url", ['"mysql://u:hunter2@h/d"', '["hunter2"]', '""'])
 def test_a_wrong_address_is_not_shown(url: str, home: Path) -> None:
-    write(home, template("bank-a") + f'\n[data]\nkind = "postgres"\nurl = {url}\ntable = "t"\n')
+    write(
+        home,
+        template("bank-a")
+        + f'\n[data]\nkind = "postgres"\nurl = {url}\ntable = "t"\none_row_per_person = true\n',
+    )
     assert "hunter2" not in refuse(home)
 
 
@@ -186,3 +191,28 @@ def test_no_key_is_ignored(section: str, key: str, value: str, home: Path) -> No
     if not accepted:
         with pytest.raises(AssayError):
             HolderConfig.load(home)
+
+
+@pytest.mark.parametrize(
+    ("lines", "person"),
+    [("one_row_per_person = true", None), ('person_column = "PERSON"', "PERSON")],
+)
+def test_the_holder_says_who_a_person_is(lines: str, person: str | None, home: Path) -> None:
+    write(home, template("bank-a") + DATA.replace("one_row_per_person = true", lines))
+    assert HolderConfig.load(home).person == person
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "",
+        "one_row_per_person = false",
+        'one_row_per_person = "yes"',
+        'person_column = ""',
+        "person_column = 3",
+        'person_column = "PERSON"\none_row_per_person = true',
+    ],
+)
+def test_there_is_no_default_for_whose_privacy_is_counted(lines: str, home: Path) -> None:
+    write(home, template("bank-a") + DATA.replace("one_row_per_person = true", lines))
+    assert "person_column" in refuse(home)

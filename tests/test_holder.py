@@ -95,7 +95,7 @@ class TestOffers:
         assert refusal(north, offer()) == code
         assert entries(ledger) == []
         assert refusal(north, counts()) == "unknown"
-        assert list((tmp_path / "accepted-north").iterdir()) == []
+        assert list((tmp_path / "accepted-north").glob("*.toml")) == []
 
     def test_an_offer_that_trusts_the_coordinator_is_refused(self, north, ledger):
         assert refusal(north, offer(TEXT + 'trust = "distributed"\n')) == "trust"
@@ -166,6 +166,66 @@ class TestOffers:
 
     def test_only_questions_are_answered(self, north):
         assert refusal(north, Closed(run=RUN)) == "invalid"
+
+
+class TestWhoAPersonIs:
+    """The privacy unit is the holder's to say; a coordinator could leave the column out."""
+
+    PERSON = '\n[person]\ncolumn = "PERSON"\n'
+
+    def test_a_study_without_the_person_column_is_refused(self, tmp_path, ledger):
+        north = holder(tmp_path, ledger=ledger, person="PERSON")
+        assert refusal(north, offer()) == "person"
+        assert entries(ledger) == []
+
+    def test_a_study_with_another_person_column_is_refused(self, tmp_path, ledger):
+        north = holder(tmp_path, ledger=ledger, person="PERSON")
+        assert refusal(north, offer(TEXT + self.PERSON.replace("PERSON", "ROWID"))) == "person"
+
+    def test_a_study_that_groups_rows_of_different_persons_is_refused(self, tmp_path, ledger):
+        assert refusal(holder(tmp_path, ledger=ledger), offer(TEXT + self.PERSON)) == "person"
+
+    def test_the_holders_own_column_is_accepted(self, tmp_path, ledger):
+        north = holder(tmp_path, ledger=ledger, person="PERSON")
+        assert north.answer(offer(TEXT + self.PERSON)).run == RUN
+
+
+class TestTries:
+    """Whether a study fits the records is a bit about them; a coordinator gets few of those a day."""
+
+    @staticmethod
+    def variant(number):
+        return offer(TEXT + f"# {number}\n", run=f"{number:032x}")
+
+    def test_different_studies_are_tried_so_many_times_a_day_and_no_more(self, tmp_path, ledger):
+        now = [1e9]
+        read = []
+
+        def load(study):
+            read.append(study.digest)
+            return records()
+
+        north = holder(
+            tmp_path, ledger=ledger, rules=policy(new_studies_per_day=3), load=load, clock=lambda: now[0]
+        )
+        for number in range(3):
+            assert north.answer(self.variant(number)).run
+        assert refusal(north, self.variant(3)) == "later"
+        assert len(read) == 3  # the records were not looked at
+        assert north.answer(offer(self.variant(1).study, run="f" * 32)).run  # the same text is no new try
+        now[0] += 86_401
+        assert north.answer(self.variant(3)).run
+
+    def test_a_restart_or_a_clock_set_back_gives_no_new_tries(self, tmp_path, ledger):
+        rules = policy(new_studies_per_day=1)
+        holder(tmp_path, ledger=ledger, rules=rules, clock=lambda: 1e9).answer(self.variant(1))
+        again = holder(tmp_path, ledger=ledger, rules=rules, clock=lambda: 1e9 - 90_000)
+        assert refusal(again, self.variant(2)) == "later"
+
+    def test_a_study_the_policy_refuses_is_no_try(self, tmp_path, ledger):
+        north = holder(tmp_path, ledger=ledger, rules=policy(new_studies_per_day=1), person=None)
+        assert refusal(north, offer(TEXT + TestWhoAPersonIs.PERSON)) == "person"
+        assert north.answer(offer()).run == RUN
 
 
 class TestRounds:
@@ -277,7 +337,7 @@ class TestRestarts:
 
     def test_an_accepted_study_is_readable_by_the_holder_only(self, tmp_path, north):
         north.answer(offer())
-        (file,) = (tmp_path / "accepted-north").iterdir()
+        (file,) = (tmp_path / "accepted-north").glob("*.toml")
         assert file.stat().st_mode & 0o777 == 0o600
         assert file.read_text(encoding="utf-8") == TEXT
 
@@ -312,7 +372,7 @@ class TestClosing:
     def test_a_closed_run_leaves_no_file_behind(self, tmp_path, north):
         north.answer(offer())
         north.answer(Close(run=RUN, outcome="done"))
-        assert list((tmp_path / "accepted-north").iterdir()) == []
+        assert list((tmp_path / "accepted-north").glob("*.toml")) == []
 
 
 def person(rows, *, income, delay, balance, house, label):

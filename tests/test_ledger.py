@@ -648,3 +648,25 @@ def test_command_names_a_missing_or_wrong_cap(home, line):
 
 def test_command_needs_the_holders_directory(tmp_path):
     assert call(tmp_path / "nowhere").exit_code == 2
+
+
+def test_the_file_alone_is_the_ledger_once_a_run_is_closed(tmp_path):
+    """An everyday backup copies ``ledger.sqlite`` and forgets its write-ahead log."""
+    identity = Identity.generate()
+    event = Event(noise_multiplier=10.0)
+    limits = Limits(epsilon_per_study=3.0, epsilon_per_year=6.0, delta=1e-6)
+    with Ledger.open(tmp_path / "ledger.sqlite", identity) as ledger:
+        ledger.reserve(study="s", run="r", planned=[event], limits=limits)
+        ledger.charge(run="r", round=0, mechanism="gaussian", sensitivity=1.0, event=event)
+        ledger.release(run="r", round=0, payload=b"x" * 100)
+        ledger.close_run(run="r", outcome="done")
+        copy = tmp_path / "copy.sqlite"
+        copy.write_bytes((tmp_path / "ledger.sqlite").read_bytes())
+        copy.chmod(0o600)
+    with Ledger.open(copy, identity, read_only=True) as restored:
+        assert [entry["kind"] for entry in restored.summary(limits).entries] == [
+            "reserve",
+            "charge",
+            "release",
+            "close",
+        ]

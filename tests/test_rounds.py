@@ -28,7 +28,7 @@ from assay.privacy.wire import (
     seal,
 )
 from assay.server.courier import Courier, NoAnswer
-from assay.server.rounds import Interrupted, Run
+from assay.server.rounds import Interrupted, Run, TooFewHolders
 from assay.simulations.grid import LocalGrid
 
 NAMES = ("east", "north", "south")
@@ -265,14 +265,14 @@ class TestTooFew:
             return NoAnswer(reason="lost") if isinstance(message, CountsRequest) else honest()
 
         federation.faults = {"north": lost, "south": lost}
-        with pytest.raises(Unavailable, match=r"round 0: 1 holder\(s\) answered within 1 s.*at least 2"):
+        with pytest.raises(TooFewHolders, match=r"round 0: 1 holder\(s\) answered within 1 s.*at least 2"):
             federation.train()
         assert federation.open_runs() == dict.fromkeys(NAMES, ())
         assert federation.spent("north") == 0
 
     def test_fewer_than_the_minimum_in_a_round_aborts_and_closes_everyone(self, federation):
         federation.faults = {"north": silent_from(3), "south": silent_from(3)}
-        with pytest.raises(Unavailable, match="round 3: 1 holder"):
+        with pytest.raises(TooFewHolders, match="round 3: 1 holder"):
             federation.train()
         assert federation.open_runs() == dict.fromkeys(NAMES, ())
         assert [message.outcome for _, message in federation.asked if isinstance(message, Close)] == [
@@ -316,6 +316,7 @@ class TestDropped:
             (changed(2, round=lambda _: 0), "another round"),
             (changed(2, values=lambda answer: answer.values[:-1]), "another round or model"),
             (changed(2, values=lambda answer: np.r_[answer.values, 0]), "another round or model"),
+            (changed(2, values=lambda answer: answer.values + 2**45), "larger than its persons"),
             (changed(2, unit=lambda answer: answer.unit * 2), "another grid"),
             (changed(2, unit=lambda answer: np.nextafter(answer.unit, 1.0).item()), "another grid"),
             (lambda message, honest: Accepted(run=RUN), "unexpected"),
@@ -325,6 +326,7 @@ class TestDropped:
             "counts",
             "too short",
             "too long",
+            "drowns the others",
             "twice the unit",
             "nearly the unit",
             "no release",
@@ -372,6 +374,28 @@ class TestResuming:
     def test_without_a_checkpoint_it_begins_again_and_ends_in_the_same_model(self, federation, whole):
         federation.restart_all()
         assert federation.train().theta.tobytes() == whole.theta.tobytes()
+        assert all(federation.spent(name) <= 2.0 for name in NAMES)
+
+    def test_a_full_disk_leaves_the_run_open_and_it_goes_on_once_there_is_room(self, federation):
+        """The holders have paid for the run: a coordinator that cannot store must not tell them it is over."""
+
+        class FullFrom:
+            def __init__(self, saved, number):
+                self.saved, self.number = saved, number
+
+            def append(self, item):
+                if item[0] >= self.number:
+                    raise Unavailable("database or disk is full")
+                self.saved.append(item)
+
+        saved = []
+        federation.saved = FullFrom(saved, 2)
+        with pytest.raises(Unavailable, match="full"):
+            federation.train()
+        assert federation.open_runs() == dict.fromkeys(NAMES, (RUN,))
+        federation.saved = []
+        trained = federation.run().train([], saved[-1][1])
+        assert trained.rounds == ROUNDS
         assert all(federation.spent(name) <= 2.0 for name in NAMES)
 
     def test_a_holder_dropped_before_the_checkpoint_stays_dropped(self, federation):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from assay.client.holder import Holder
@@ -99,7 +101,9 @@ def records(rows=600, seed=0, *, persons=None):
     return Records(columns=columns, labels=labels, persons=persons)
 
 
-def holder(tmp_path, *, ledger=None, data=None, rules=None, name="north", load=None):
+def holder(
+    tmp_path, *, ledger=None, data=None, rules=None, name="north", load=None, person=None, clock=time.time
+):
     """A holder as the daemon builds it, on a ledger in memory unless one is given."""
     held = records() if data is None else data
     return Holder(
@@ -107,7 +111,9 @@ def holder(tmp_path, *, ledger=None, data=None, rules=None, name="north", load=N
         policy=policy() if rules is None else rules,
         ledger=Ledger.open(":memory:", Identity.generate()) if ledger is None else ledger,
         load=(lambda _: held) if load is None else load,
+        person=person,
         accepted=tmp_path / f"accepted-{name}",
+        clock=clock,
     )
 
 

@@ -88,12 +88,14 @@ def check(
     """
     from assay.client.config import HolderConfig
     from assay.client.daemon import records_for
-    from assay.client.policy import admit, require_persons
+    from assay.client.policy import admit, require_persons, require_same_person
     from assay.client.records import describe
     from assay.models.study import read_study
 
     config, checked = HolderConfig.load(directory), read_study(study)
     admit(checked, config.policy)
+    config.require_data()
+    require_same_person(checked, config.person)
     records = records_for(config, checked)
     require_persons(records, config.policy)
     result, lines = describe(records, checked)

@@ -36,12 +36,14 @@ class HolderConfig:
         name: the holder's name in the federation.
         policy: what the holder agrees to.
         data: where the records lie, or None until the holder has written ``[data]``.
+        person: column that names the person; None: every row is a different person.
     """
 
     directory: Path
     name: str
     policy: Policy
     data: DataSource | None = None
+    person: str | None = None
 
     @classmethod
     def load(cls, directory: Path) -> HolderConfig:
@@ -75,6 +77,7 @@ class HolderConfig:
             directory=directory,
             name=name,
             policy=reader.read("policy", Policy, reader.table("policy", required=True)),
+            person=_take_person(reader, data) if data else None,
             data=reader.read("data", DataSource, data, directory=directory) if data else None,
         )
 
@@ -94,6 +97,24 @@ class HolderConfig:
         return self.data
 
 
+def _take_person(reader: _Reader, data: dict[str, Any]) -> str | None:
+    """Take out of ``[data]`` who a person is: the column that names it, or None where every row is one.
+
+    Raises:
+        BadInput: it does not say, or says both. There is no default: the privacy promise rests on it.
+    """
+    column, one_row = data.pop("person_column", None), data.pop("one_row_per_person", None)
+    named = isinstance(column, str) and column.strip() != ""
+    if named == (one_row is True) or (column is not None and not named) or one_row not in (None, True):
+        raise reader.error(
+            "data",
+            "person_column",
+            allowed='person_column = "COLUMN" or one_row_per_person = true, exactly one of them',
+            remedy="It says whose privacy is counted: name the column if a person can have several rows",
+        )
+    return column if named else None
+
+
 class _Reader:
     """One TOML file; its errors name the line of the key."""
 
@@ -109,6 +130,10 @@ class _Reader:
         if required and not value:
             raise BadInput(f"[{section}]", where=self.path, allowed="this section, which is missing")
         return value
+
+    def error(self, section: str, key: str, *, allowed: str, remedy: str) -> BadInput:
+        """Return an error about a key, with its place."""
+        return BadInput(f"{section}.{key}", where=self._place(section, key), allowed=allowed, remedy=remedy)
 
     def refuse_unknown(self, section: str, given: Iterable[str], known: tuple[str, ...]) -> None:
         for key in given:
@@ -183,15 +208,18 @@ name = "NAME"
 # [data]
 # kind = "csv"                 # comma separated, UTF-8, names in the first line; .csv or .csv.gz
 # path = "records.csv"         # relative to this directory, or absolute
+# one_row_per_person = true    # or: person_column = "person_id"; every kind needs one of the two
 # query = "select * from records where CLOSED = 0"   # optional; csv and parquet: the table is "records"
 
 # [data]
 # kind = "parquet"
 # path = "records.parquet"
+# one_row_per_person = true
 
 # [data]
 # kind = "sqlite"              # opened read-only
 # path = "records.sqlite"
+# one_row_per_person = true
 # table = "accounts"           # or: query = "select ..."
 
 # [data]
@@ -199,6 +227,7 @@ name = "NAME"
 # url_env = "ASSAY_PG_URL"     # environment variable that holds the address, so that no password lies here,
 #                              # e.g. postgresql://reader:PASSWORD@db.internal/bank?sslmode=verify-full
 # url = "postgresql://reader@db.internal/bank"       # instead of url_env; then this file must have mode 0600
+# one_row_per_person = true
 # table = "public.accounts"    # or: query = "select ..."
 # query_timeout_s = 600        # longest time a query may take, in seconds
 
@@ -216,4 +245,6 @@ epsilon_per_year = 6.0
 delta = 1e-6
 # With fewer persons than this in the records, no run takes place.
 minimum_persons = 1000
+# Whether a study fits the records tells a little about them: most different studies tried on them in a day.
+new_studies_per_day = 8
 """

@@ -70,6 +70,7 @@ def run_daemon(directory: Path, stop: threading.Event, log: Callable[[str], None
             policy=config.policy,
             ledger=ledger,
             load=lambda study: records_for(config, study),
+            person=config.person,
             accepted=directory / ACCEPTED_DIR,
         )
         app = make_app(

@@ -5,12 +5,14 @@ Live daemons and simulations use this class alike; only the transport around it 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from assay.client.config import Policy
-from assay.client.policy import admit, require_persons
+from assay.client.offers import OfferLog
+from assay.client.policy import admit, require_persons, require_same_person
 from assay.client.records import Records
 from assay.client.release import release
 from assay.client.training import LocalTraining
@@ -50,7 +52,9 @@ class Holder:
         policy: what the holder allows.
         ledger: the holder's privacy account.
         load: reads and checks the records a study needs; called once per run.
+        person: column that names the person, as the holder says; None: every row is a different person.
         accepted: directory that keeps the text of accepted studies, so that a restart can go on.
+        clock: seconds since 1970.
     """
 
     def __init__(
@@ -60,11 +64,14 @@ class Holder:
         policy: Policy,
         ledger: Ledger,
         load: Callable[[Study], Records],
+        person: str | None,
         accepted: Path,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
         self._policy, self._ledger, self._load = policy, ledger, load
-        self._accepted = make_private_dir(accepted)
+        self._person, self._accepted = person, make_private_dir(accepted)
+        self._offers = OfferLog(accepted / "offers.json", policy.new_studies_per_day, clock)
         self._runs: dict[str, _Run] = {}
 
     def answer(self, question: Message) -> Message:
@@ -88,7 +95,9 @@ class Holder:
         """Check policy and records, end abandoned runs, reserve the whole run; accepting spends nothing."""
         study = parse_study(offer.study, where="offered study")
         admit(study, self._policy)
+        require_same_person(study, self._person)
         self._require_same(offer)
+        self._offers.count(study.digest)  # from here on the answer depends on records
         training = self._open(study)
         # A coordinator trains one run at a time: what it left open before this offer is over.
         for abandoned in set(self._ledger.open_runs()) - {offer.run}:
@@ -165,6 +174,7 @@ class Holder:
                 raise Refused(f"run {run} was not accepted here, or is closed", code="unknown")
             study = parse_study(path.read_text(encoding="utf-8"), where="accepted study")
             admit(study, self._policy)
+            require_same_person(study, self._person)
             self._runs[run] = _Run(study=study, training=self._open(study))
         return self._runs[run]
 

@@ -15,7 +15,7 @@ from assay.privacy.errors import BadInput, Refused
 from assay.privacy.ledger import Limits
 from assay.privacy.purpose import check_purpose
 
-__all__ = ["Policy", "admit", "require_persons"]
+__all__ = ["Policy", "admit", "require_persons", "require_same_person"]
 
 MAX_EPSILON = 1000  # what the ledger can account for
 
@@ -32,6 +32,7 @@ class Policy:
         epsilon_per_year: the same over all studies of 365 days; not below ``epsilon_per_study``.
         delta: above 0, at most 1e-6; all three epsilons are stated at this delta.
         minimum_persons: fewer persons than this in the records, and no run takes place; at least 1.
+        new_studies_per_day: most different studies that are tried on the records within 24 hours; at least 1.
     """
 
     purposes: tuple[str, ...]
@@ -41,6 +42,7 @@ class Policy:
     epsilon_per_year: float
     delta: float
     minimum_persons: int
+    new_studies_per_day: int = 8
 
     def __post_init__(self) -> None:
         _require_words("purposes", self.purposes)
@@ -53,9 +55,10 @@ class Policy:
         self._check_epsilons()
         if not _is_number(self.delta) or not 0 < self.delta <= MAX_DELTA:
             raise BadInput("delta", value=self.delta, allowed=f"above 0, at most {MAX_DELTA:g}")
-        minimum = self.minimum_persons
-        if not isinstance(minimum, int) or isinstance(minimum, bool) or not minimum >= 1:
-            raise BadInput("minimum_persons", value=minimum, allowed="a whole number, 1 or more")
+        for name in ("minimum_persons", "new_studies_per_day"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not value >= 1:
+                raise BadInput(name, value=value, allowed="a whole number, 1 or more")
 
     @property
     def limits(self) -> Limits:
@@ -115,6 +118,28 @@ def _admit_privacy(study: Study, policy: Policy) -> None:
             f"privacy.delta {privacy.delta:g} is more than this holder gives; "
             f"allowed: at most {policy.delta:g} (policy.delta)",
             code="delta",
+        )
+
+
+def require_same_person(study: Study, person: str | None) -> None:
+    """Refuse a study that counts persons otherwise than the holder says they are to be counted.
+
+    Privacy is promised to a person. Who that is must not be the coordinator's choice: a study without the
+    person column would treat every row of a person as somebody else.
+
+    Args:
+        study: the offered study.
+        person: the holder's column that names the person; None: every row is a different person.
+
+    Raises:
+        Refused: code ``"person"``.
+    """
+    if study.person != person:
+        wanted = f'[person] with column = "{person}"' if person else "no [person] section"
+        raise Refused(
+            f"the study's persons are {study.person or 'its rows'}; allowed: {wanted}, as"
+            " data.person_column or data.one_row_per_person in client.toml says",
+            code="person",
         )
 
 

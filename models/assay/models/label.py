@@ -43,7 +43,7 @@ def privacy_label(study: Study, *, rounds: int) -> dict[str, Any]:
     counts, gradient = cost.counts, cost.gradient(rounds)
     per_holder = epsilon_of(cost.total(rounds), target.delta)
     return {
-        "unit": "one person: all rows of that person at a holder",
+        "unit": "one person: all rows of that person at a holder" if study.person else "one person: one row",
         "adjacency": "one person more or less, with all rows; the exact number of persons is never used",
         "epsilon": target.epsilon,
         "delta": target.delta,

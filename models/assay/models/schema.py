@@ -104,6 +104,7 @@ class Outcome:
     def __post_init__(self) -> None:
         _words("column", self.column)
         _words("meaning", self.meaning)
+        check_input(self.column)  # nobody's health or faith is predicted either
 
 
 @dataclass(frozen=True, kw_only=True)

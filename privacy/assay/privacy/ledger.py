@@ -278,6 +278,7 @@ class Ledger:
             state = self._run(run)
             if not state.closed:
                 self._append(kind="close", study=state.study, run=run, outcome=outcome)
+        self._store.fold()
 
     def charged(self, run: str) -> tuple[Event, ...]:
         """Return what has been charged for a run so far, oldest first; an accountant starts from it.

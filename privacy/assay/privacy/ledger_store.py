@@ -47,6 +47,7 @@ COLUMNS = (
     "payload_sha256",
     "time",
 )
+_LISTED = ", ".join((*COLUMNS, "signature"))
 """The signed columns; ``signature`` and ``payload`` (bound by ``payload_sha256``) stand beside them."""
 
 _NAMES = ", ".join((*COLUMNS, "payload", "signature"))
@@ -103,10 +104,20 @@ class LedgerStore:
     def close(self) -> None:
         """Close the file and let go of the lock."""
         with self._mutex:
+            if self._held is not None:
+                self.fold()
             self._db.close()
             if self._held is not None:
                 os.close(self._held)
                 self._held = None
+
+    def fold(self) -> None:
+        """Bring the write-ahead log home, so that a copy of the one file is a copy of the ledger.
+
+        Where a reader is in the way, the log stays for the next time; nothing depends on it.
+        """
+        with self._mutex, contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextlib.contextmanager
     def transaction(self, *, write: bool = True) -> Iterator[None]:
@@ -121,10 +132,11 @@ class LedgerStore:
                     self._db.execute("ROLLBACK")
 
     def rows(self, run: str | None = None) -> list[sqlite3.Row]:
-        """Return all rows, or those of one run, oldest first; inside a transaction."""
+        """Return all rows, or those of one run, oldest first, without payloads; inside a transaction."""
         if run is None:
-            return self._db.execute("SELECT * FROM ledger ORDER BY seq").fetchall()
-        return self._db.execute("SELECT * FROM ledger WHERE run = ? ORDER BY seq", (run,)).fetchall()
+            return self._db.execute(f"SELECT {_LISTED} FROM ledger ORDER BY seq").fetchall()  # noqa: S608 - our names
+        query = f"SELECT {_LISTED} FROM ledger WHERE run = ? ORDER BY seq"  # noqa: S608 - our names
+        return self._db.execute(query, (run,)).fetchall()
 
     def row(self, run: str, number: int, kind: str) -> sqlite3.Row | None:
         """Return the charge or the release of round ``number``, if there is one; inside a transaction."""
@@ -162,10 +174,14 @@ class LedgerStore:
             Tampered: names the first row that is not what the holder wrote.
         """
         with self.transaction(write=False):
-            rows = self.rows()
-            head = self._db.execute("SELECT * FROM head").fetchone()
-        last = self._genesis
-        for seq, row in enumerate(rows, start=1):
+            seq, last = self._verify_rows()
+            self._verify_head(seq, last, self._db.execute("SELECT * FROM head").fetchone())
+
+    def _verify_rows(self) -> tuple[int, str]:
+        """Check row after row, so that no more than one payload is in memory; return the last one's hash."""
+        seq, last = 0, self._genesis
+        for row in self._db.execute("SELECT * FROM ledger ORDER BY seq"):
+            seq += 1
             what = f"{self._name}: row {seq}"
             if row["seq"] != seq:
                 raise Tampered(f"{what} is missing")
@@ -175,7 +191,7 @@ class LedgerStore:
             if row["payload_sha256"] != _digest(row["payload"]):
                 raise Tampered(f"{what}: the released bytes are not those that were signed")
             last = hashlib.sha256(_body(row)).hexdigest()
-        self._verify_head(len(rows), last, head)
+        return seq, last
 
     def _verify_head(self, seq: int, last: str, head: sqlite3.Row | None) -> None:
         if head is None:

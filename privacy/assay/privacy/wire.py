@@ -137,7 +137,11 @@ class Declined(_Message):
     code: str
 
     def _check(self) -> None:
-        _need(isinstance(self.code, str) and self.code in DECLINE_CODES, "code", ", ".join(sorted(DECLINE_CODES)))
+        _need(
+            isinstance(self.code, str) and self.code in DECLINE_CODES,
+            "code",
+            ", ".join(sorted(DECLINE_CODES)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

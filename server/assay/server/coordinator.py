@@ -23,7 +23,7 @@ from assay.server.fleet import FleetServer
 from assay.server.publish import VALID_S, publish
 from assay.server.records import Checkpoint
 from assay.server.records import Run as RunRecord
-from assay.server.rounds import Interrupted, Progress, Run
+from assay.server.rounds import Interrupted, Progress, Run, TooFewHolders
 
 __all__ = ["Coordinator", "run_summary"]
 
@@ -31,6 +31,8 @@ _LOG = logging.getLogger("assay.server")
 # How long a run that was just started waits for admitted holders that are still connecting.
 GATHER_S = 15.0
 _IDLE_S = 0.5
+# A run that the machine cannot carry on with is tried again after this pause.
+RETRY_S = 10.0
 
 
 class Coordinator:
@@ -97,25 +99,41 @@ class Coordinator:
 
     def _execute(self, record: RunRecord) -> None:
         """Carry one run to its end and write down how it ended; no error of a run stops the service."""
-        run, state, message = record.run, "failed", ""
+        run = record.run
         try:
             self._registry.set_state(run, "running")
-            message = self._train_one(record)
-            state = "done"
+            state, message = "done", self._train_one(record)
         except Interrupted:
             _LOG.info("run %s is kept at its last checkpoint", run[:8])
             return
+        except (Unavailable, OSError) as error:
+            # The disk is full or the database busy: holders have paid for this run, so it is not given up.
+            _LOG.warning("run %s waits and is tried again: %s", run[:8], error)
+            self._stop.wait(RETRY_S)
+            return
         except Refused as error:
             state, message = "refused", str(error)
-        except Unavailable as error:
+        except TooFewHolders as error:
             state, message = "aborted", str(error)
         except AssayError as error:
-            message = str(error)
+            state, message = "failed", str(error)
         except Exception:  # noqa: BLE001 - the run fails, the service goes on
             _LOG.exception("run %s failed", run[:8])
-            message = "a defect; the coordinator's log has the details"
-        self._registry.set_state(run, state, message)
-        _LOG.info("run %s: %s %s", run[:8], state, message)
+            state, message = "failed", "a defect; the coordinator's log has the details"
+        self._end(run, state, message)
+
+    def _end(self, run: str, state: str, message: str) -> None:
+        """Write down how a run ended, again and again while the disk is full."""
+        while True:
+            try:
+                self._registry.set_state(run, state, message)
+            except (Unavailable, OSError) as error:
+                _LOG.warning("run %s is %s, which cannot be stored: %s", run[:8], state, error)
+                if self._stop.wait(RETRY_S):
+                    return
+            else:
+                _LOG.info("run %s: %s %s", run[:8], state, message)
+                return
 
     def _train_one(self, record: RunRecord) -> str:
         text, name = record.study, record.run
@@ -162,7 +180,7 @@ class Coordinator:
         detail = asdict(progress)
         kind = detail.pop("kind")
         detail["holders"] = list(detail["holders"])
-        if kind == "counts":
+        if kind in ("counts", "resumed"):
             self._registry.set_holders(run, detail["holders"])
             self._registry.set_rounds(run, progress.rounds)
         self._registry.add_event(run, kind, detail)

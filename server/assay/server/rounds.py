@@ -6,6 +6,7 @@ that is resumed from its checkpoint ends in the same model as one that was never
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from assay.models.fitting import Fit, default_rounds, estimate_persons
 from assay.models.label import privacy_target
 from assay.models.study import parse_study
 from assay.privacy.accounting import RunCost, epsilon_of
-from assay.privacy.errors import AssayError, Refused, Unavailable
+from assay.privacy.errors import AssayError, Refused
 from assay.privacy.noise import grid_unit
 from assay.privacy.wire import (
     Accepted,
@@ -34,7 +35,7 @@ from assay.privacy.wire import (
 )
 from assay.server.courier import NoAnswer
 
-__all__ = ["Interrupted", "Progress", "Run", "Trained"]
+__all__ = ["Interrupted", "Progress", "Run", "TooFewHolders", "Trained"]
 
 # The bundle is out by then; nobody waits long for a holder that has gone.
 CLOSE_S = 10.0
@@ -46,6 +47,10 @@ Answers = dict[str, Message | NoAnswer]
 
 class Interrupted(AssayError):
     """The coordinator is stopping; the run goes on from its checkpoint after the next start."""
+
+
+class TooFewHolders(AssayError):
+    """Fewer holders than the federation's minimum still answer."""
 
 
 class Asks(Protocol):
@@ -60,7 +65,7 @@ class Progress:
     """One step of a run, for logs and progress displays; everything in it is public.
 
     Attributes:
-        kind: ``"offer"``, ``"counts"``, ``"round"`` or ``"dropped"``.
+        kind: ``"offer"``, ``"counts"``, ``"round"``, ``"dropped"`` or ``"resumed"``.
         round: 0 for offer and counts, then 1..rounds.
         rounds: gradient rounds of the run, 0 while not known.
         holders: names of the holders that take part.
@@ -173,7 +178,7 @@ class Run:
 
         Raises:
             Refused: too few holders accept; nothing was spent.
-            Unavailable: too few holders still answer.
+            TooFewHolders: too few holders still answer; those that do are told that the run is over.
             Interrupted: the coordinator is stopping.
         """
         try:
@@ -182,10 +187,10 @@ class Run:
                 self._count()
             else:
                 self._state = _State.unpack(checkpoint)
+                self._tell("resumed", int(self._state.fit["done"][0]), tuple(self._state.active))
             fit = self._descend()
-        except Interrupted:
-            raise
-        except Exception:
+        except (Refused, TooFewHolders):
+            # Anything else, a full disk for instance, leaves the run to be taken up again.
             self.close("aborted")
             raise
         return Trained(
@@ -228,7 +233,9 @@ class Run:
     def _count(self) -> None:
         unit = grid_unit(self._counts_std())
         sums = self._collect(CountsRequest(run=self.run), self._state.accepted, 0, unit)
-        self._state.persons = {n: estimate_persons(self._grid, _total({n: v}) * unit) for n, v in sums.items()}
+        self._state.persons = {
+            n: estimate_persons(self._grid, _total({n: v}) * unit) for n, v in sums.items()
+        }
         self._state.active = sorted(sums)
         self._state.counts = _total(sums) * unit
         persons = sum(self._state.persons.values())
@@ -272,17 +279,29 @@ class Run:
         size = self._grid.size if number == 0 else self._grid.size + 1
         sums: dict[str, Integers] = {}
         for name, answer in sorted(self._ask(request, names).items()):
-            problem = _unfit(answer, number, size, unit)
+            problem = _unfit(answer, number, size, unit) or self._too_large(name, answer)
             if problem is None and isinstance(answer, Release):
                 sums[name] = answer.values.astype(np.int64)
             else:
                 self._tell("dropped", number, (name,), detail=problem or "")
         if len(sums) < self._minimum:
-            raise Unavailable(
+            raise TooFewHolders(
                 f"round {number}: {len(sums)} holder(s) answered within {self._timeout:g} s; allowed: at"
                 f" least {self._minimum}. The run is aborted; start the holders and train again"
             )
         return sums
+
+    def _too_large(self, name: str, answer: Message | NoAnswer) -> str | None:
+        """Refuse a gradient that the holder's persons cannot have: it is broken, or made to drown the others.
+
+        Every person adds at most the clip norm, and ten times the noise's own length never happens.
+        """
+        if not isinstance(answer, Release) or answer.round == 0:
+            return None
+        most = self._state.persons[name] * self._grid.gradient_sensitivity
+        noise = self._gradient_std() * math.sqrt(answer.values.size)
+        length = float(np.linalg.norm(answer.values.astype(np.float64))) * answer.unit
+        return None if length <= most + 10 * noise else "the release is larger than its persons can make it"
 
     def _checkpoint(self, fit: Fit, number: int) -> None:
         self._state.fit = fit.state()

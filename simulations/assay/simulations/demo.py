@@ -218,7 +218,7 @@ def _write_table(table: pa.Table, kind: str, folder: Path) -> None:
 def _write_settings(folder: Path, name: str, kind: str, epsilon: float) -> None:
     """Fill in the settings file that `assay client init` made: data source, and caps that fit the demo."""
     table = '\ntable = "records"' if kind == "sqlite" else ""
-    data = f'[data]\nkind = "{kind}"\npath = "records.{kind}"{table}\n\n[policy]'
+    data = f'[data]\nkind = "{kind}"\npath = "records.{kind}"{table}\none_row_per_person = true\n\n[policy]'
     text = template(name).replace("[policy]", data, 1)
     for key, factor in (("epsilon_per_run", 1), ("epsilon_per_study", 3), ("epsilon_per_year", 6)):
         line = next(line for line in text.splitlines() if line.startswith(f"{key} ="))

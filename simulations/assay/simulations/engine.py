@@ -93,6 +93,7 @@ def federate(
                 policy=policy,
                 ledger=ledgers[name],
                 load=lambda _, records=records: records,  # type: ignore[misc]
+                person=study.person,
                 accepted=Path(scratch) / name,
             )
             apps[name] = make_app(
