@@ -151,7 +151,8 @@ def test_a_key_that_others_can_read_is_refused(mode: int, home: Path) -> None:
 def test_a_configuration_that_may_hold_a_password_must_be_private(home: Path) -> None:
     text = (
         template("bank-a")
-        + '\n[data]\nkind = "postgres"\nurl = "postgresql://u:hunter2@h/d"\ntable = "t"\none_row_per_person = true\n'
+        + '\n[data]\nkind = "postgres"\nurl = "postgresql://u:hunter2@h/d"\ntable = "t"\n'
+        + "one_row_per_person = true\n"
     )
     write(home, text)
     config = HolderConfig.load(home)

@@ -377,7 +377,7 @@ class TestResuming:
         assert all(federation.spent(name) <= 2.0 for name in NAMES)
 
     def test_a_full_disk_leaves_the_run_open_and_it_goes_on_once_there_is_room(self, federation):
-        """The holders have paid for the run: a coordinator that cannot store must not tell them it is over."""
+        """The holders have paid for the run: a coordinator that cannot store must not end it."""
 
         class FullFrom:
             def __init__(self, saved, number):

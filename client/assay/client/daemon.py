@@ -16,7 +16,6 @@ from assay.client.records import Records, load_records
 from assay.client.sources import open_source
 from assay.models.schema import Study
 from assay.privacy.errors import BadInput
-from assay.privacy.files import write_durably
 from assay.privacy.ledger import Ledger
 
 __all__ = ["LEDGER_FILE", "STATUS_FILE", "read_status", "records_for", "run_daemon"]
@@ -103,7 +102,11 @@ class _Status:
         """Log ``line`` and remember it."""
         self._log(line)
         state = {"running": running, "pid": os.getpid(), "time": time.time(), "last": line}
-        write_durably(self._path, json.dumps(state).encode(), mode=0o600)
+        # For people who look now: whole or absent, but not worth a disk flush in every round.
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(state), encoding="utf-8")
+        temporary.chmod(0o600)
+        temporary.replace(self._path)
 
 
 def read_status(directory: Path) -> dict[str, Any]:

@@ -8,11 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from assay.models.encoding import Grid
-from assay.models.fitting import default_rounds
-from assay.models.label import privacy_target
-from assay.models.study import Study, read_study
-from assay.privacy.accounting import RunCost, epsilon_of
+from assay.models.schema import Study
 from assay.privacy.errors import BadInput
 from assay.privacy.terminal import Json, command, emit
 
@@ -38,6 +34,12 @@ def plan_run(study: Study, *, holders: int, rows: int) -> dict[str, Any]:
     Raises:
         BadInput: ``holders`` or ``rows`` is out of range.
     """
+    # Late, so that other commands do not wait for what only a plan needs.
+    from assay.models.encoding import Grid
+    from assay.models.fitting import default_rounds
+    from assay.models.label import privacy_target
+    from assay.privacy.accounting import RunCost, epsilon_of
+
     if not 1 <= holders <= MAX_HOLDERS:
         raise BadInput("--holders", value=holders, allowed=f"1 to {MAX_HOLDERS}")
     if not 1 <= rows <= 10**12:
@@ -85,6 +87,8 @@ def plan(
 
     Example: assay privacy plan examples/taiwan/study.toml --holders 3 --rows 8000
     """
+    from assay.models.study import read_study
+
     checked = read_study(study)
     result = plan_run(checked, holders=holders, rows=rows)
     emit(result, as_json=as_json, text=_words(result))
