@@ -1,5 +1,7 @@
 """The clipped sum is Opacus' clipped sum, and no person moves it by more than the bound."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,6 @@ from assay.models.additive import (
     AdditiveModel,
     ClippedCounts,
     MinibatchClippedSum,
-    natural_bound,
 )
 from assay.models.encoding import Encoded
 from assay.privacy.errors import BadInput
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:Use
 CELLS = 6  # per feature, the last one "missing"
 FEATURES = 5
 SIZE = CELLS * FEATURES
-NATURAL = natural_bound(FEATURES)
+NATURAL = math.sqrt(FEATURES + 1)
 
 
 def records(rows, seed=0, features=FEATURES):

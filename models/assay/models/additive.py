@@ -30,7 +30,6 @@ __all__ = [
     "AdditiveModel",
     "ClippedCounts",
     "MinibatchClippedSum",
-    "natural_bound",
 ]
 
 MAX_LOG_ODDS = 1e6  # of one cell: far beyond any model, and a sum of them is still finite
@@ -38,15 +37,6 @@ _BLOCK = 8192  # rows worked on at a time: one block of the design matrix stays 
 # Contributions are cut slightly below the bound, so that rounding in float64 (relative 1e-16 per addition,
 # 1e-9 over ten million rows) or float32 (1e-7 per factor) cannot carry a person over it.
 _MARGIN = 1e-6
-
-
-def natural_bound(features: int) -> float:
-    """Return the largest gradient norm one row can have: ``sqrt(features + 1)``; float.
-
-    A feature's two hat weights sum to 1, so their squares sum to at most 1; the bias adds 1; and
-    ``|r| <= 1``.
-    """
-    return float(np.sqrt(features + 1))
 
 
 class AdditiveModel(nn.Module):
