@@ -155,15 +155,13 @@ def test_a_query_over_a_file_loads_only_the_columns_it_uses(
     monkeypatch.setattr(
         CsvReader, "fetch", lambda self, names: fetched.append(tuple(names)) or fetch(self, names)
     )
-    read(tmp_path, {"n": "integer"}, **write_csv(tmp_path), query="select max(count) as n from records")
+    read(tmp_path, {"n": "integer"}, **write_csv(tmp_path), query="select count as n from records")
     assert fetched == [("count",)]
 
 
 def test_a_query_that_reads_no_column_still_sees_every_row(tmp_path: Path) -> None:
     source = write_csv(tmp_path)
-    assert read(tmp_path, {"n": "integer"}, **source, query="select count(*) as n from records") == {
-        "n": [3.0]
-    }
+    assert read(tmp_path, {"n": "integer"}, **source, query="select 1 as n from records") == {"n": [1.0] * 3}
 
 
 def test_a_code_with_a_leading_zero_stays_text_in_a_query(tmp_path: Path) -> None:
@@ -174,7 +172,7 @@ def test_a_code_with_a_leading_zero_stays_text_in_a_query(tmp_path: Path) -> Non
     assert found == {"code": ["007"]}  # compared as a number: as text, '10' > 9 and '9' > 9 are both true
 
 
-@pytest.mark.parametrize("cell", ["1e309", "inf", "-inf"])
+@pytest.mark.parametrize("cell", ["1e+309", "-1.5e309", "9" * 400 + ".0"])
 def test_a_query_over_a_file_does_not_hide_infinity(cell: str, tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text(f"a,b\n1,2\n{cell},3\n")
     message = str(
@@ -192,7 +190,8 @@ def test_a_query_over_a_file_does_not_turn_nan_into_missing(tmp_path: Path) -> N
 
 
 def test_a_slow_query_ends_at_its_time_out(tmp_path: Path) -> None:
-    endless = "with recursive c(x) as (select 1 union all select x + 1 from c) select max(x) as amount from c"
+    copies = ", ".join(f"records r{i}" for i in range(30))
+    endless = f"select r0.amount as amount from {copies} where r0.count + r29.count > 100"
     source = DataSource(directory=tmp_path, kind="csv", path="r.csv", query=endless, query_timeout_s=0.2)
     write_csv(tmp_path)
     with pytest.raises((BadData, Unavailable), match=r"within 0\.2 s"), open_source(source):

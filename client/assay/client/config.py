@@ -204,6 +204,9 @@ name = "NAME"
 
 # Where the records lie: one row per record, one of the four kinds below. They are only ever read.
 # Remove the "#" in front of one example and adapt it, then run: assay client check DIR STUDY
+# A query, table or view must work row by row, each row from the data of one person: the privacy accounting
+# assumes it. No aggregate, window, DISTINCT, LIMIT or UNION, nothing that depends on the order of rows, no
+# subquery over other persons. A filter, an expression or a join with data of the same person is fine.
 
 # [data]
 # kind = "csv"                 # comma separated, UTF-8, names in the first line; .csv or .csv.gz

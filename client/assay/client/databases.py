@@ -8,15 +8,14 @@ from __future__ import annotations
 import difflib
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from decimal import Decimal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from assay.client.cells import Rows, sql_values
 from assay.client.sources import DataSource, Reader
 from assay.models.tabular import require_file
 from assay.privacy.errors import AssayError, BadData, Unavailable
@@ -24,7 +23,6 @@ from assay.privacy.errors import AssayError, BadData, Unavailable
 __all__ = [
     "BATCH_ROWS",
     "CONNECT_TIMEOUT_S",
-    "Rows",
     "bad_query",
     "open_sqlite",
     "projection",
@@ -37,51 +35,6 @@ BATCH_ROWS = 10_000
 CONNECT_TIMEOUT_S = 10
 _READ_ONLY = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _STEPS_BETWEEN_CLOCK_LOOKS = 10_000
-
-
-class Rows:
-    """Rows of Python values, gathered into Arrow columns: booleans, numbers or text, null for None."""
-
-    def __init__(self, names: Sequence[str], where: str) -> None:
-        self._names, self._where = names, where
-        self._batches: list[list[pa.Array]] = [[] for _ in names]
-
-    def add(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Take a batch of rows, at least one."""
-        for name, batches, values in zip(self._names, self._batches, zip(*rows, strict=True), strict=True):
-            batches.append(self._array(name, values))
-
-    def table(self) -> pa.Table:
-        """Return all rows."""
-        columns = [pa.chunked_array(_one_type(batches)) for batches in self._batches]
-        return pa.table(columns, names=list(self._names))
-
-    def _array(self, name: str, values: Sequence[Any]) -> pa.Array:
-        kinds = {type(value) for value in values} - {type(None)}
-        if kinds & {bytes, bytearray, memoryview, list, dict, tuple}:
-            raise BadData(
-                f"column {name!r}",
-                where=self._where,
-                allowed="plain numbers or text, not bytes, arrays or documents",
-                remedy="Select one value per cell",
-            )
-        try:
-            if kinds <= {bool} or kinds <= {int}:
-                return pa.array(values)
-            if kinds <= {bool, int, float, Decimal}:
-                return pa.array([None if value is None else float(value) for value in values], pa.float64())
-        except (OverflowError, pa.ArrowInvalid):
-            raise BadData(f"column {name!r}", where=self._where, allowed="numbers within float64") from None
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
-
-
-def _one_type(arrays: list[pa.Array]) -> list[pa.Array]:
-    kinds = {array.type for array in arrays} - {pa.null()}
-    if not kinds:
-        return arrays or [pa.nulls(0)]
-    mixed = pa.string() if pa.string() in kinds else pa.float64()
-    wanted = kinds.pop() if len(kinds) == 1 else mixed
-    return [array.cast(wanted, safe=False) for array in arrays]
 
 
 def _quoted(name: str) -> str:
@@ -117,7 +70,7 @@ class _SqliteReader:
         self._timeout_s = timeout_s
         connection.set_authorizer(_authorize)
         connection.set_progress_handler(self._late, _STEPS_BETWEEN_CLOCK_LOOKS)
-        with self._errors(), _closing(connection.execute(statement)) as cursor:
+        with self._errors(), closing(connection.execute(statement)) as cursor:
             self.columns: tuple[str, ...] = tuple(column[0] for column in cursor.description)
 
     def fetch(self, names: Sequence[str]) -> pa.Table:
@@ -125,7 +78,7 @@ class _SqliteReader:
         rows = Rows(names, self.where)
         with (
             self._errors(),
-            _closing(self._connection.execute(projection(names, self._statement))) as cursor,
+            closing(self._connection.execute(projection(names, self._statement))) as cursor,
         ):
             while batch := cursor.fetchmany(BATCH_ROWS):
                 rows.add(batch)
@@ -143,14 +96,6 @@ class _SqliteReader:
             if self._late():
                 raise too_slow(self.where, self._timeout_s) from None
             raise bad_query(self.where, str(error)) from None
-
-
-@contextmanager
-def _closing(cursor: sqlite3.Cursor) -> Iterator[sqlite3.Cursor]:
-    try:
-        yield cursor
-    finally:
-        cursor.close()
 
 
 def _authorize(action: int, *_: str | None) -> int:
@@ -214,16 +159,15 @@ def _require_table(connection: sqlite3.Connection, table: str, path: Path) -> No
 def query_file(reader: Reader, settings: DataSource) -> Reader:
     """Put the columns that a query uses into a database in memory and run it there.
 
-    Numbers in a CSV file become numbers, unless a cell of the column has a leading zero (``007`` is a
-    code, not the number 7) or is no number: then the whole column stays text.
+    Each cell of a CSV file becomes a number or stays text by itself (:mod:`assay.client.cells`); a Parquet
+    column keeps the type that the file declares.
 
     Raises:
         BadData: the query does not fit the file.
     """
     connection = sqlite3.connect(":memory:")
     try:
-        used = _used_columns(connection, reader, settings)
-        _fill(connection, reader, used)
+        _fill(connection, reader, _used_columns(reader, settings), typed=settings.kind == "parquet")
         return _SqliteReader(connection, statement_of(settings), reader.where, settings.query_timeout_s)
     except AssayError:
         connection.close()
@@ -232,7 +176,7 @@ def query_file(reader: Reader, settings: DataSource) -> Reader:
         reader.close()
 
 
-def _used_columns(connection: sqlite3.Connection, reader: Reader, settings: DataSource) -> list[str]:
+def _used_columns(reader: Reader, settings: DataSource) -> list[str]:
     """Let SQLite plan the query on an empty table, without running it, and say which columns it reads."""
     used: set[str | None] = set()
 
@@ -241,63 +185,66 @@ def _used_columns(connection: sqlite3.Connection, reader: Reader, settings: Data
             used.add(column)
         return _authorize(action)
 
-    try:
-        connection.execute(f"create table records ({', '.join(map(_quoted, reader.columns))})")
-        connection.set_authorizer(watch)
-        connection.execute(f"explain {statement_of(settings)}").close()
-        connection.set_authorizer(None)
-    except sqlite3.Error as error:
-        raise bad_query(reader.where, str(error)) from None
-    # A query such as count(*) reads no column, but it still needs the rows.
+    with closing(sqlite3.connect(":memory:")) as connection:
+        try:
+            connection.execute(f"create table records ({', '.join(map(_quoted, reader.columns))})")
+            connection.set_authorizer(watch)
+            connection.execute(f"explain {statement_of(settings)}").close()
+        except sqlite3.Error as error:
+            raise bad_query(reader.where, str(error)) from None
+    # A query such as "select 1" reads no column, but it still needs the rows.
     return [name for name in reader.columns if name in used] or [reader.columns[0]]
 
 
-def _fill(connection: sqlite3.Connection, reader: Reader, names: list[str]) -> None:
+def _fill(connection: sqlite3.Connection, reader: Reader, names: list[str], *, typed: bool) -> None:
     table = reader.fetch(names)
-    ready = pa.table([_sql_values(table.column(name), name, reader.where) for name in names], names=names)
+    if typed:
+        columns = [_sql_column(table.column(name), name, reader.where) for name in names]
+        table = pa.table(columns, names=names)
+    # Only text that the file declares makes SQLite compare as text: the text of a CSV file declares nothing.
+    texts = {field.name for field in table.schema if typed and pa.types.is_string(field.type)}
+    declared = (f"{_quoted(name)}{' text' if name in texts else ''}" for name in reader.columns)
+    connection.execute(f"create table records ({', '.join(declared)})")
     insert = f"insert into records ({', '.join(map(_quoted, names))}) values ({', '.join('?' * len(names))})"  # noqa: S608
+    first_row = 1
     with connection:
-        for batch in ready.to_batches(max_chunksize=BATCH_ROWS):
-            connection.executemany(insert, _tuples(batch))
+        for batch in table.to_batches(max_chunksize=BATCH_ROWS):
+            cells = [column.to_pylist() for column in batch.columns]
+            if not typed:
+                cells = [
+                    sql_values(column, name, reader.where, first_row=first_row)
+                    for name, column in zip(names, cells, strict=True)
+                ]
+            connection.executemany(insert, zip(*cells, strict=True))
+            first_row += batch.num_rows
 
 
-def _tuples(batch: pa.RecordBatch) -> Iterable[tuple[Any, ...]]:
-    return zip(*(column.to_pylist() for column in batch.columns), strict=True)
-
-
-def _sql_values(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
-    """Return whole numbers, float64 or text, which is what SQLite can hold."""
+def _sql_column(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    """Return int64, float64 or text, which is what SQLite can hold; the column's type alone decides which."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         column, kind = column.cast(kind.value_type), kind.value_type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        column = _numbers_if_all_are(column)
-    elif pa.types.is_boolean(kind):
-        column = column.cast(pa.int64())
-    elif pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_uint64(kind):
-        column = column.cast(pa.float64(), safe=False)
-    elif not pa.types.is_integer(kind):
-        if pa.types.is_nested(kind) or pa.types.is_binary(kind):
-            raise BadData(f"column {name!r}", where=where, allowed=f"plain numbers or text, not {kind}")
-        column = column.cast(pa.string())
-    if pa.types.is_floating(column.type):
-        # SQLite would store NaN as NULL: a literal NaN must not become "missing" in silence.
-        wrong = pc.fill_null(pc.invert(pc.is_finite(column)), False).to_numpy()
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise BadData(
-                f"row {row + 1}, column {name!r}", where=where, allowed="a finite number or an empty cell"
-            )
-    return column
-
-
-def _numbers_if_all_are(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    text = pc.utf8_trim_whitespace(column)
-    if pc.any(pc.match_substring_regex(text, r"^[+-]?0\d")).as_py():
-        return column
-    for kind in (pa.int64(), pa.float64()):
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        raise BadData(f"column {name!r}", where=where, allowed=f"plain numbers or text, not {kind}")
+    if pa.types.is_floating(kind) or (pa.types.is_decimal(kind) and kind.scale > 0):
+        return _finite(column.cast(pa.float64(), safe=False), name, where)
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind):
         try:
-            return text.cast(kind)
+            return column.cast(pa.int64())
         except pa.ArrowInvalid:
-            continue
+            # float64 would hold them, and give two identifiers one value.
+            raise BadData(
+                f"column {name!r}", where=where, allowed="whole numbers of 64 bits", remedy="Store it as text"
+            ) from None
+    return column.cast(pa.string())
+
+
+def _finite(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    """Refuse NaN, which SQLite would store as NULL: it must not become "missing" in silence."""
+    wrong = pc.fill_null(pc.invert(pc.is_finite(column)), False).to_numpy()
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise BadData(
+            f"row {row + 1}, column {name!r}", where=where, allowed="a finite number or an empty cell"
+        )
     return column

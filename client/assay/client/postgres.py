@@ -14,10 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from assay.client.cells import Rows
 from assay.client.databases import (
     BATCH_ROWS,
     CONNECT_TIMEOUT_S,
-    Rows,
     bad_query,
     projection,
     statement_of,
@@ -30,6 +30,8 @@ __all__ = ["open_postgres"]
 
 # A connection that went silent is noticed after 30 + 3 * 10 seconds.
 _KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+# PostgreSQL's object identifier of the type boolean, the same in every server.
+_BOOLEAN = 16
 
 
 def open_postgres(settings: DataSource) -> Reader:
@@ -119,9 +121,10 @@ class _PostgresReader:
 
     def fetch(self, names: Sequence[str]) -> pa.Table:
         """Return these columns of the statement's rows."""
-        rows = Rows(names, self.where)
         with self._errors(), self._connection.cursor(name="records") as cursor:
             cursor.execute(projection(names, self._statement))
+            booleans = {column.name for column in cursor.description if column.type_code == _BOOLEAN}
+            rows = Rows(names, self.where, booleans=booleans)
             while batch := cursor.fetchmany(BATCH_ROWS):
                 rows.add(batch)
                 if self._clock() > self._deadline:

@@ -5,6 +5,12 @@
 Four kinds of source share one small protocol, :class:`Reader`. Everything that may be wrong with the
 records is a :class:`BadData`: one line that names file, row or column, and what to do. A cell is shown
 only as ``BadData.value``, which logs and messages leave out.
+
+A record is read by a rule that does not depend on other records: by the type that the source declares, the
+kind that the study asks for, and the cell itself (:mod:`assay.client.cells`). The privacy accounting
+assumes it, and it assumes the same of the holder's own query, table or view: each row comes from the data
+of one person, without aggregate, window, DISTINCT, LIMIT, dependence on the order of rows, or a subquery
+over other persons (:mod:`assay.client.queries`). A join is fine as long as it joins data of one person.
 """
 
 from __future__ import annotations
@@ -12,7 +18,6 @@ from __future__ import annotations
 import difflib
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
+from assay.client.queries import require_row_by_row, require_single_select
 from assay.privacy.errors import BadData, BadInput
 
 if TYPE_CHECKING:
@@ -32,8 +38,6 @@ KINDS = ("csv", "parquet", "sqlite", "postgres")
 # A longer cell is not a category, a number or an identifier, and would let a small file fill the memory.
 MAX_CELL_BYTES = 1024
 MAX_TIMEOUT_S = 86_400
-# Literals and comments of SQL, in which a semicolon or a word means nothing.
-_INERT = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/|\$(\w*)\$.*?\$\1\$", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,8 @@ class DataSource:
         url: ``postgresql://...``; never shown, since it may hold a password.
         url_env: name of the environment variable that holds the url instead.
         table: table or ``schema.table`` (sqlite, postgres), instead of ``query``.
-        query: one SELECT or WITH statement; for csv and parquet the table is called ``records``.
+        query: one SELECT or WITH statement that works row by row; for csv and parquet the table is called
+            ``records``.
         query_timeout_s: longest time a query may take, above 0, at most a day.
     """
 
@@ -69,7 +74,8 @@ class DataSource:
                 raise BadInput(name, allowed="a non-empty string")
         self._check_place()
         if self.query is not None:
-            _require_single_select(self.query)
+            require_single_select(self.query)
+            require_row_by_row(self.query)
         timeout = self.query_timeout_s
         number = (
             isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and math.isfinite(timeout)
@@ -127,14 +133,6 @@ class DataSource:
                 remedy="Set it for the process that reads the records",
             )
         return address
-
-
-def _require_single_select(query: str) -> None:
-    bare = _INERT.sub(" ", query).strip().rstrip(";").strip()
-    if not re.match(r"(select|with)\b", bare, re.IGNORECASE) or ";" in bare:
-        raise BadInput(
-            "query", allowed="a single SELECT or WITH statement", remedy="Records are only ever read"
-        )
 
 
 class Reader(Protocol):

@@ -6,7 +6,9 @@
 | ``nan``, ``inf``, too large a number   | refused: a missing cell is written as an empty one |
 | a fraction in an integer column       | refused                                            |
 | text in a number column               | refused                                            |
-| a number in a text column             | its text; ``3.0`` becomes ``3``                    |
+| a number in a text column             | its text; ``3.0`` becomes ``3``, also from text    |
+
+Each cell is read by itself, or one record would change how all others are read.
 
 An error names file, row (1 is the first record) and column; the cell itself is in ``BadData.value`` and is
 shown only at the terminal of whoever holds the file.
@@ -14,6 +16,7 @@ shown only at the terminal of whoever holds the file.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from numpy.typing import NDArray
 
 from assay.privacy.errors import BadData
 
-__all__ = ["csv_options", "no_duplicates", "typed_column"]
+__all__ = ["csv_options", "no_duplicates", "number_text", "typed_column"]
 
 KINDS = {
     "number": "a finite number, or an empty cell if it is missing",
@@ -35,6 +38,8 @@ KINDS = {
 }
 # Whole numbers beyond 2^53 are not exact in float64.
 _EXACT = float(1 << 53)
+# A whole number as text, with or without a fraction of zeros; not 007, which is a code.
+_WHOLE = r"^(?:-?(0)|(-?[1-9][0-9]*))(?:\.0+)?$"
 
 
 def csv_options() -> tuple[Any, Any, Any]:
@@ -170,20 +175,32 @@ def _texts(array: pa.Array, place: _Place) -> NDArray[Any]:
     found = array.type
     if pa.types.is_null(found):
         return np.full(len(array), None, dtype=object)
-    if pa.types.is_floating(found) or pa.types.is_decimal(found):
-        # 3 and 3.0 are one level: a tool that saw a missing value writes the column as floats.
+    if pa.types.is_floating(found):
         values, absent = _floats(array, place)
         place.refuse(array, np.isinf(values) | (np.isnan(values) & ~absent))
-        whole = (values == np.rint(values)) & (np.abs(values) < _EXACT)
-        pairs = zip(values, absent, whole, strict=True)
-        cells = [None if gone else str(int(x)) if is_whole else repr(float(x)) for x, gone, is_whole in pairs]
-    elif pa.types.is_boolean(found) or pa.types.is_integer(found) or pa.types.is_large_string(found):
+        cells = [None if gone else number_text(x) for x, gone in zip(values.tolist(), absent, strict=True)]
+    elif pa.types.is_decimal(found):
+        cells = [None if x is None else number_text(x) for x in array.to_pylist()]
+    elif pa.types.is_boolean(found) or pa.types.is_integer(found):
         cells = pc.cast(array, pa.string()).to_pylist()
-    elif pa.types.is_string(found):
+    elif pa.types.is_string(found) or pa.types.is_large_string(found):
         text = pc.utf8_trim_whitespace(array)
+        text = pc.replace_substring_regex(text, _WHOLE, r"\1\2")
         cells = pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text).to_pylist()
     else:
         raise place.wrong_type(found)
     out = np.empty(len(array), dtype=object)
     out[:] = cells
     return out
+
+
+def number_text(value: float | Decimal) -> str:
+    """Return a finite number as text, the same for ``3``, ``3.0`` and ``Decimal("3.00")``: ``"3"``.
+
+    A tool that saw a missing value writes a column of whole numbers as floats. Nothing is rounded, so that
+    no two identifiers become one.
+    """
+    whole = int(value)
+    if value == whole:
+        return str(whole)
+    return format(value, "f").rstrip("0") if isinstance(value, Decimal) else repr(value)
