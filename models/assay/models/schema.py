@@ -41,6 +41,7 @@ MAX_DELTA = 1e-6
 # Columns that `assay model score` writes beside the person column.
 _RESERVED = re.compile(r"score|probability|band|base_points|capped|reason_[1-4]|points_.*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)\.0+")  # a cell 3.0 is read as the text 3
 _FEATURE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -161,6 +162,9 @@ class Feature:
             raise BadInput("transform", value=self.transform, allowed="nothing for kind categorical")
         for level in self.levels:
             _words("levels", level)
+            if _WHOLE.fullmatch(level):
+                plain = level.split(".")[0]
+                raise BadInput("levels", value=level, allowed=f"{plain!r}: cells are read so")
             if level != level.strip():
                 raise BadInput("levels", value=level, allowed="no spaces around a level")
         if not 0 < len(self.levels) <= MAX_CELLS or len(set(self.levels)) < len(self.levels):
