@@ -365,6 +365,22 @@ def test_an_answer_that_was_ready_is_sent_byte_for_byte(server, daemons):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["question", "reply"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xff", b"\x0a\x00"])
+def test_a_journal_that_is_not_readable_is_dropped_and_the_daemon_answers(
+    server, daemons, tmp_path, name, content
+):
+    """A power cut may leave any bytes: a daemon that stops over them would stop at every start."""
+    journal = tmp_path / "alpha" / "journal"
+    journal.mkdir(parents=True, mode=0o700)
+    (journal / name).write_bytes(content)
+    daemons(server, "alpha")
+    online(server, "alpha")
+    with server.run("r") as grid:
+        assert isinstance(exchange(grid, {"alpha": b"?"}, "query", 20.0)["alpha"], bytes)
+
+
+@pytest.mark.slow
 def test_a_listener_that_goes_away_in_mid_question_is_survived(server, daemons):
     (daemon, _) = daemons(server, "alpha", "beta")
     online(server, "alpha", "beta")

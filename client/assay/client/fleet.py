@@ -192,18 +192,16 @@ class _Daemon:
 
     def _recover(self) -> None:
         """Finish what an earlier process began."""
-        try:
-            if self._reply.exists():
-                self._log("sending an answer that was ready before")
-                self._send(ProtoMessage.FromString(self._reply.read_bytes()))
-            elif self._question.exists():
-                question = message_from_proto(ProtoMessage.FromString(self._question.read_bytes()))
-                if question.metadata.dst_node_id != self._session.node:
-                    raise _Garbled("the coordinator has restarted and will ask again")
-                self._log("taking up a question that was not answered before")
-                self._answer(question)
-        except DecodeError:
-            raise _Garbled("the journal is not readable") from None
+        if self._reply.exists():
+            reply, _ = _journalled(self._reply)
+            self._log("sending an answer that was ready before")
+            self._send(reply)
+        elif self._question.exists():
+            _, question = _journalled(self._question)
+            if question.metadata.dst_node_id != self._session.node:
+                raise _Garbled("the coordinator has restarted and will ask again")
+            self._log("taking up a question that was not answered before")
+            self._answer(question)
 
     def _answer(self, question: Message) -> None:
         reply = self._run_app(question)
@@ -311,6 +309,19 @@ def _inline(proto: Any) -> Message:
     if len(records) != 1 or len(records[0].config_record.items) != 1:
         raise _Garbled("more than one value")
     return message_from_proto(proto)
+
+
+def _journalled(path: Path) -> tuple[ProtoMessage, Message]:
+    """Read a message that an earlier process wrote down.
+
+    Raises:
+        _Garbled: the file holds something else, or nothing.
+    """
+    try:
+        proto = ProtoMessage.FromString(path.read_bytes())
+        return proto, message_from_proto(proto)
+    except (DecodeError, ValueError, TypeError, KeyError, AttributeError):
+        raise _Garbled("the journal is not readable") from None
 
 
 def _without_values(error: BaseException) -> str:

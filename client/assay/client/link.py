@@ -140,8 +140,13 @@ class Signer:
     def headers(self) -> dict[str, str]:
         """Return the headers for one request; two requests never carry the same timestamp."""
         with self._lock:
-            self._last = max(datetime.now(UTC), self._last + timedelta(microseconds=1))
-            stamp = self._last.isoformat()
+            now = datetime.now(UTC)
+            # Within a second the stamps go on upwards. A clock that was ahead and has been set right counts
+            # again from now: the coordinator accepts no stamp of the future.
+            if self._last - timedelta(seconds=1) <= now <= self._last:
+                now = self._last + timedelta(microseconds=1)
+            self._last = now
+            stamp = now.isoformat()
         signature = self._key.sign(stamp.encode("ascii"), ec.ECDSA(hashes.SHA256()))
         return {
             "flwr-public-key": base64.b64encode(self.public_key).decode("ascii"),

@@ -48,6 +48,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _SMALL = 4096
+MAX_REASON = 200  # characters of a holder's error; Assay's own daemons send one fixed word
 CALLS: dict[str, tuple[type[ProtoMessage], int]] = {
     "/v1/fleet/activate-node": (ActivateNodeRequest, _SMALL),
     "/v1/fleet/deactivate-node": (DeactivateNodeRequest, _SMALL),
@@ -294,8 +295,10 @@ def _require_plain(request: PushMessagesRequest, node_id: int) -> None:
     message = request.messages_list[0]
     if message.metadata.src_node_id != node_id:
         raise Denied(403, "node")
-    if message.HasField("error"):
-        return
     records = message.content.items
+    if message.HasField("error"):
+        if records or len(message.error.reason) > MAX_REASON:
+            raise Denied(400, "record")
+        return
     if len(records) != 1 or len(records[0].config_record.items) != 1:
         raise Denied(400, "record")

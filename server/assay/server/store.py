@@ -58,7 +58,6 @@ from flwr.superlink.federation import NoOpFederationManager
 __all__ = ["FleetStore"]
 
 HEARTBEAT_S = 30.0
-DELIVERIES = 3
 
 
 class FleetStore:
@@ -75,7 +74,6 @@ class FleetStore:
         self.interrupted = False
         self._state = InMemoryLinkState(NoOpFederationManager(), InMemoryObjectStore())
         self._admitted: dict[str, tuple[int, bytes]] = {}
-        self._deliveries: dict[str, int] = {}
 
     def nodes(self) -> dict[str, int]:
         """Return the node of every admitted holder, connected or not."""
@@ -174,18 +172,15 @@ class FleetStore:
         """Return the oldest question for the node.
 
         A holder asks again only when it has answered; what it was given and has not answered was lost on
-        the way (Flower itself delivers at most once) and is given again, a few times.
+        the way (Flower itself delivers at most once) and is given again, until its time to live ends. A
+        holder that cannot keep a question, its disk being full, pauses between its tries by itself.
         """
         with self._state.lock:
             for message_id, message in self._state.message_ins_store.items():
                 unanswered = message_id not in self._state.message_ins_id_to_message_res_id
-                tries = self._deliveries.get(message_id, 0)
-                if message.metadata.dst_node_id == node_id and unanswered and 0 < tries < DELIVERIES:
+                if message.metadata.dst_node_id == node_id and unanswered:
                     message.metadata.delivered_at = ""
             found = self._state.get_message_ins(node_id, limit=1)
-            for message in found:
-                message_id = message.metadata.message_id
-                self._deliveries[message_id] = self._deliveries.get(message_id, 0) + 1
         return PullMessagesResponse(
             messages_list=[message_to_proto(message) for message in found],
             message_object_trees=[ObjectTree(object_id=m.metadata.message_id) for m in found],
@@ -235,8 +230,6 @@ class FleetStore:
     def forget(self, message_ids: set[str]) -> None:
         """Drop questions and their replies; a reply that comes later is refused."""
         self._state.delete_messages(message_ids)
-        for message_id in message_ids:
-            self._deliveries.pop(message_id, None)
 
     def begin(self, name: str) -> Run:
         """Create a Flower run whose ServerApp is this process."""
