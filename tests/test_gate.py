@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import resource
 import socket
 import ssl
 import threading
@@ -343,6 +344,69 @@ def test_one_holder_cannot_use_up_connections_or_requests(pki, server, parties, 
     wait_for(lambda: server._gate._busy[parties[0].public_key] == 0)
 
 
+def limits():
+    return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+@pytest.fixture
+def few_files():
+    before = limits()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1] // 2, before[1]))
+    yield before[1] // 2
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_connections_get_a_quarter_of_the_open_files_at_most(few_files, monkeypatch):
+    hard = limits()[1]
+    monkeypatch.setattr(peers, "MAX_CONNECTIONS", 8)
+    assert peers._places() == 8
+    assert limits() == (few_files, hard)  # enough as it is
+    monkeypatch.setattr(peers, "MAX_CONNECTIONS", hard)
+    assert peers._places() == hard // 4
+    assert limits() == (hard, hard)
+
+
+def test_what_comes_when_all_places_are_taken_is_closed_at_once(monkeypatch):
+    """Connections of strangers used up the file descriptors, those of the registry included."""
+    monkeypatch.setattr(peers, "MAX_CONNECTIONS", 4)
+    with peers.Door(socket.create_server(("127.0.0.1", 0))) as door, contextlib.ExitStack() as stack:
+
+        def arrive():
+            client = stack.enter_context(socket.create_connection(door.getsockname(), 5))
+            return client, stack.enter_context(door.accept()[0])
+
+        inside = [arrive() for _ in range(4)]
+        excess = stack.enter_context(socket.create_connection(door.getsockname(), 5))
+        with pytest.raises(ConnectionAbortedError):
+            door.accept()
+        assert excess.recv(1) == b""
+        inside[0][1].close()
+        assert arrive()[1].fileno() >= 0
+
+
+def test_strangers_without_a_certificate_do_not_use_up_the_file_descriptors(server, peers_of, monkeypatch):
+    server.stop()
+    monkeypatch.setattr(peers, "MAX_CONNECTIONS", 6)
+    server.start()
+    beta = peers_of[1]
+    beat = SendNodeHeartbeatRequest(node=Node(node_id=beta.node), heartbeat_interval=30)
+    with contextlib.ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 3)) for _ in range(40)
+        ]
+        for excess in silent[6:]:
+            with contextlib.suppress(ConnectionError):
+                assert excess.recv(1) == b""  # at once, not when the handshake has timed out
+        silent[0].close()
+        wait_for(lambda: _answered(lambda: beta.post(BEAT, beat)))
+
+
+def _answered(call):
+    with _broken():
+        return call()[0] == 200
+    return False
+
+
 # What may be said.
 
 
@@ -454,14 +518,43 @@ def test_a_question_is_not_handed_to_a_peer_that_hung_up(pki, server, peers_of):
 
 
 def test_a_question_lost_on_the_way_is_given_again_until_it_is_answered(server, peers_of, monkeypatch):
-    monkeypatch.setattr(gate, "POLL_S", 0.2)
+    monkeypatch.setattr(gate, "AGAIN_S", 0.05)
     alpha = peers_of[0]
     with server.run("r") as grid:
         asked = ask(grid, alpha.node)
         given = [alpha.question() for _ in range(8)]
         assert [question.metadata.message_id for question in given] == [asked] * 8
         assert alpha.post(PUSH, alpha.reply(given[-1]))[0] == 200
+        monkeypatch.setattr(gate, "POLL_S", 0.2)
         assert alpha.question() is None
+
+
+def test_a_question_is_given_again_after_a_while_only(server, peers_of, monkeypatch):
+    """A holder whose answer is refused each time would compute it anew without a pause."""
+    monkeypatch.setattr(gate, "AGAIN_S", 0.6)
+    monkeypatch.setattr(gate, "POLL_S", 0.2)
+    alpha, beta = peers_of[:2]
+    with server.run("r") as grid:
+        asked, other = ask(grid, alpha.node), ask(grid, beta.node)
+        begin = time.monotonic()
+        assert alpha.question().metadata.message_id == asked
+        assert beta.question().metadata.message_id == other  # the others do not wait
+        assert alpha.question() is None
+        monkeypatch.setattr(gate, "POLL_S", 20.0)
+        assert alpha.question().metadata.message_id == asked
+        assert 0.5 < time.monotonic() - begin < 5
+
+
+def test_a_question_that_replaces_a_lost_one_comes_at_once(server, peers_of):
+    alpha = peers_of[0]
+    with server.run("r") as grid:
+        lost = ask(grid, alpha.node)
+        assert alpha.question().metadata.message_id == lost
+        server._store.forget({lost})
+        asked = ask(grid, alpha.node, b"!")
+        begin = time.monotonic()
+        assert alpha.question().metadata.message_id == asked
+        assert time.monotonic() - begin < 1
 
 
 def test_an_error_with_a_body_of_records_or_a_long_reason_is_refused_before_flower_sees_it(server, peers_of):
@@ -475,6 +568,17 @@ def test_an_error_with_a_body_of_records_or_a_long_reason_is_refused_before_flow
         assert alpha.post(PUSH, push) == (400, b"record")
         push.messages_list[0].ClearField("content")
         push.messages_list[0].error.reason = "x" * (gate.MAX_REASON + 1)
+        assert alpha.post(PUSH, push) == (400, b"record")
+
+
+def test_a_reply_with_a_list_for_a_value_is_refused_before_flower_sees_it(server, peers_of):
+    """A list of four million empty strings kept the coordinator's event loop busy for seconds."""
+    alpha = peers_of[0]
+    with server.run("r") as grid:
+        ask(grid, alpha.node)
+        push = alpha.reply(alpha.question())
+        (value,) = push.messages_list[0].content.items[0].config_record.items
+        value.value.bytes_list.vals.extend([b""] * 3)
         assert alpha.post(PUSH, push) == (400, b"record")
 
 

@@ -44,7 +44,19 @@ def test_a_clock_that_was_ahead_and_is_set_right_locks_nobody_out(signer):
     assert stamp(signer) == right + timedelta(seconds=5)
 
 
-def test_a_small_step_back_keeps_the_stamps_apart(signer):
-    first = stamp(signer)
-    Clock.at -= timedelta(milliseconds=300)
-    assert stamp(signer) > first
+@pytest.mark.parametrize("back", [timedelta(milliseconds=300), timedelta(seconds=10), timedelta(minutes=4)])
+def test_a_time_that_comes_twice_does_not_bring_a_stamp_twice(signer, back):
+    used = [stamp(signer) for _ in range(3)]
+    Clock.at += back
+    used.append(stamp(signer))
+    Clock.at -= back
+    used += [stamp(signer) for _ in range(3)]
+    assert len(set(used)) == len(used)
+
+
+def test_stamps_are_kept_only_while_the_coordinator_may_know_them(signer, monkeypatch):
+    monkeypatch.setattr(link, "REMEMBERED_S", 0.0)
+    for _ in range(100):
+        Clock.at += timedelta(seconds=1)
+        stamp(signer)
+    assert len(signer._used) < 100

@@ -11,6 +11,8 @@ down, 408, 429, 5xx
 coordinator restarted            its own key activates it again; a question of before is dropped
 killed before the app ran        the journalled question is put to the app again
 killed after the app ran         the journalled answer is sent, byte for byte
+journal damaged                  it is dropped, with a line in the log; the question comes again
+journal's disk full              the question comes again, at the latest every 30 s while it is open
 the app raises                   a fixed error is sent; what it was stays in this holder's log
 the app takes hours              heartbeats go on, from a thread of their own
 question withdrawn, run over     the answer is dropped, with a line in the log
@@ -58,7 +60,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from google.protobuf.message import DecodeError
 
 from assay.client.link import FleetLink, Rejected
 from assay.client.session import FIRST_PAUSE_S, Replaced, Session, Stopped
@@ -316,11 +317,13 @@ def _journalled(path: Path) -> tuple[ProtoMessage, Message]:
 
     Raises:
         _Garbled: the file holds something else, or nothing.
+        OSError: it cannot be read.
     """
+    data = path.read_bytes()
     try:
-        proto = ProtoMessage.FromString(path.read_bytes())
+        proto = ProtoMessage.FromString(data)
         return proto, message_from_proto(proto)
-    except (DecodeError, ValueError, TypeError, KeyError, AttributeError):
+    except Exception:  # noqa: BLE001 - whatever flwr makes of a damaged file; it must not stop every start
         raise _Garbled("the journal is not readable") from None
 
 

@@ -14,6 +14,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,6 +37,8 @@ __all__ = ["Connection", "FleetLink", "Lost", "Rejected", "Signer"]
 MAX_ANSWER_BYTES = MAX_FRAME_BYTES + 65536
 # The coordinator closes a connection that was idle for 75 s.
 IDLE_S = 60.0
+# It remembers a signature for 320 s from when it came, up to a call's time-out after it was made.
+REMEMBERED_S = 600.0
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
 _RENEW = "Ask the coordinator for a new certificate and join again"
 
@@ -134,25 +137,33 @@ class Signer:
 
     def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
         self._key, self._lock = key, threading.Lock()
-        self._last = datetime.fromtimestamp(0, UTC)
+        self._used: OrderedDict[datetime, float] = OrderedDict()
         self.public_key = public_pem(key.public_key(), where="key").encode("ascii")
 
     def headers(self) -> dict[str, str]:
-        """Return the headers for one request; two requests never carry the same timestamp."""
-        with self._lock:
-            now = datetime.now(UTC)
-            # Within a second the stamps go on upwards. A clock that was ahead and has been set right counts
-            # again from now: the coordinator accepts no stamp of the future.
-            if self._last - timedelta(seconds=1) <= now <= self._last:
-                now = self._last + timedelta(microseconds=1)
-            self._last = now
-            stamp = now.isoformat()
+        """Return the headers for one request; no two that may arrive within minutes share a timestamp."""
+        stamp = self._unused(datetime.now(UTC)).isoformat()
         signature = self._key.sign(stamp.encode("ascii"), ec.ECDSA(hashes.SHA256()))
         return {
             "flwr-public-key": base64.b64encode(self.public_key).decode("ascii"),
             "flwr-timestamp": stamp,
             "flwr-signature": base64.b64encode(signature).decode("ascii"),
         }
+
+    def _unused(self, stamp: datetime) -> datetime:
+        """Return ``stamp`` or the next one free.
+
+        Stamps need not rise: after a clock that was ahead is set right, they go on from the right time, for
+        the coordinator accepts none of the future.
+        """
+        now = time.monotonic()
+        with self._lock:
+            while self._used and next(iter(self._used.values())) < now - REMEMBERED_S:
+                self._used.popitem(last=False)
+            while stamp in self._used:
+                stamp += timedelta(microseconds=1)
+            self._used[stamp] = now
+        return stamp
 
 
 class Connection:

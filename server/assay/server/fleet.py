@@ -23,7 +23,7 @@ from assay.privacy.errors import Unavailable
 from assay.privacy.transport import public_pem
 from assay.server.gate import Gate
 from assay.server.grid import FleetGrid, NamedGrid, exchange
-from assay.server.peers import PeerProtocol
+from assay.server.peers import Door, PeerProtocol
 from assay.server.store import FleetStore
 
 __all__ = ["FleetGrid", "FleetServer", "NamedGrid", "exchange"]
@@ -129,7 +129,7 @@ class FleetServer:
         """
         try:
             family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-            listening = socket.create_server((self.host, self.port), family=family, backlog=128)
+            listening = Door(socket.create_server((self.host, self.port), family=family, backlog=128))
         except OSError as error:
             raise Unavailable(f"cannot listen on {self.host}:{self.port}: {error.strerror}") from None
         self.port = listening.getsockname()[1]

@@ -11,7 +11,7 @@ size                 Content-Length given, within the call's limit, before any b
 pace                 body and answer move on within their time limits                      408, closed
 load                 few requests at once per holder                                       429
 node                 the node named in the body is the certificate's                       401
-reply                one record with one value, for a question put to that node            400, 403
+reply                one record with one value, or an error, for a question to that node   400, 403
 ===================  ==============================================================================
 
 Refusals carry a status and one fixed word, nothing else.
@@ -56,7 +56,9 @@ CALLS: dict[str, tuple[type[ProtoMessage], int]] = {
     "/v1/fleet/pull-messages": (PullMessagesRequest, _SMALL),
     "/v1/fleet/push-messages": (PushMessagesRequest, MAX_FRAME_BYTES + 65536),
 }
+_SCALARS = ("bytes", "string", "bool", "double", "sint64", "uint64")
 POLL_S = 20.0
+AGAIN_S = 3.0  # until a question that was given and not answered is given again
 BODY_S = 30.0
 ANSWER_S = 60.0
 REQUESTS_PER_HOLDER = 4
@@ -107,6 +109,7 @@ class Gate:
         self._busy: Counter[bytes] = Counter()
         self._seen: dict[bytes, OrderedDict[str, float]] = {}
         self._news: set[int] = set()
+        self._given: dict[int, tuple[str, float]] = {}
         self._polls: dict[int, asyncio.Event] = {}
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -220,7 +223,7 @@ class Gate:
         return node_id
 
     async def _poll(self, peer: bytes, request: PullMessagesRequest, receive: Receive) -> ProtoMessage:
-        """Hold the request until there is a message; the newest request of a node is the one that gets it."""
+        """Hold the request until a message is due; the newest request of a node is the one that gets it."""
         node_id, end = request.node.node_id, time.monotonic() + POLL_S
         self._ring(node_id)
         mine = self._polls[node_id] = asyncio.Event()
@@ -228,18 +231,34 @@ class Gate:
             while True:
                 mine.clear()
                 self._speaker(peer, request)  # the node may have been revoked meanwhile
+                pause = POLL_S
                 if node_id in self._news:
                     self._news.discard(node_id)
                     answer = self._backend.handle(request, node_id)
                     if len(answer.messages_list):
                         self._news.add(node_id)
-                        return answer
-                await _event_or_gone(mine, receive, end - time.monotonic())
+                        pause = self._not_due_for(node_id, answer.messages_list[0].metadata.message_id)
+                        if pause <= 0:
+                            return answer
+                await _event_or_gone(mine, receive, min(pause, end - time.monotonic()))
                 if self._closing or self._polls.get(node_id) is not mine or time.monotonic() >= end:
                     return PullMessagesResponse()
         finally:
             if self._polls.get(node_id) is mine:
                 del self._polls[node_id]
+
+    def _not_due_for(self, node_id: int, message_id: str) -> float:
+        """Return the seconds until this question may be given (again); at 0 it counts as given now.
+
+        What a holder was given and asks for again was lost, or its answer refused: without the wait, a holder
+        whose answer is refused each time would compute it anew without end.
+        """
+        now = time.monotonic()
+        last_id, given_at = self._given.get(node_id, ("", now))
+        if last_id == message_id and now < given_at + AGAIN_S:
+            return given_at + AGAIN_S - now
+        self._given[node_id] = message_id, now
+        return 0.0
 
 
 async def _event_or_gone(event: asyncio.Event, receive: Receive, seconds: float) -> None:
@@ -285,10 +304,10 @@ async def _read(kind: type[ProtoMessage], size: int, receive: Receive) -> ProtoM
 
 
 def _require_plain(request: PushMessagesRequest, node_id: int) -> None:
-    """Refuse anything but one reply of this node with one value in one record.
+    """Refuse anything but one reply of this node: one value in one record, or a short error and nothing else.
 
-    Millions of tiny records fit into a body of the allowed size; this is checked on the parsed
-    protobuf, before Flower makes an object of each.
+    Millions of tiny records, or elements of a list, fit into a body of the allowed size; this is checked on
+    the parsed protobuf, before Flower makes an object of each.
     """
     if len(request.messages_list) != 1:
         raise Denied(400, "messages")
@@ -301,4 +320,6 @@ def _require_plain(request: PushMessagesRequest, node_id: int) -> None:
             raise Denied(400, "record")
         return
     if len(records) != 1 or len(records[0].config_record.items) != 1:
+        raise Denied(400, "record")
+    if records[0].config_record.items[0].value.WhichOneof("value") not in _SCALARS:
         raise Denied(400, "record")

@@ -1,19 +1,62 @@
-"""HTTP/1.1 connections that know their TLS peer, for the coordinator's listener."""
+"""The coordinator's connections: how many there may be, and HTTP/1.1 that knows its TLS peer."""
 
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
+import weakref
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["PeerProtocol"]
+__all__ = ["Door", "PeerProtocol"]
 
 HEADER_S = 10.0
 CONNECTIONS_PER_HOLDER = 8
+MAX_CONNECTIONS = 2048
+
+
+class Door(socket.socket):
+    """A listening socket that closes at once what is more than its share of open connections.
+
+    It counts from the accepted connection on, before TLS: whoever connects without a certificate holds a
+    file descriptor until the handshake fails, and the registry needs descriptors too.
+    """
+
+    def __init__(self, listening: socket.socket) -> None:
+        """Take over ``listening``."""
+        super().__init__(listening.family, listening.type, listening.proto, fileno=listening.detach())
+        self._places = _places()
+        self._inside: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept one connection.
+
+        Raises:
+            ConnectionAbortedError: all places are taken; asyncio takes it for a peer that has hung up.
+        """
+        connection, address = super().accept()
+        if sum(each.fileno() >= 0 for each in self._inside) >= self._places:
+            connection.close()
+            raise ConnectionAbortedError("all places are taken")
+        self._inside.add(connection)
+        return connection, address
+
+
+def _places() -> int:
+    """Return a quarter of the files this process may open, at most :data:`MAX_CONNECTIONS`.
+
+    The soft limit is raised first, as far as the hard limit lets it and no further than is of use.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 4 * MAX_CONNECTIONS
+    if 0 <= soft < enough:  # -1 is no limit
+        soft = min(hard, enough) if hard >= 0 else enough
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return MAX_CONNECTIONS if soft < 0 else min(MAX_CONNECTIONS, soft // 4)
 
 
 class PeerProtocol(H11Protocol):  # type: ignore[misc]

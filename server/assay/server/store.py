@@ -172,8 +172,8 @@ class FleetStore:
         """Return the oldest question for the node.
 
         A holder asks again only when it has answered; what it was given and has not answered was lost on
-        the way (Flower itself delivers at most once) and is given again, until its time to live ends. A
-        holder that cannot keep a question, its disk being full, pauses between its tries by itself.
+        the way (Flower itself delivers at most once) and is returned again, until its time to live ends. The
+        gate sees to the time between.
         """
         with self._state.lock:
             for message_id, message in self._state.message_ins_store.items():
