@@ -36,13 +36,13 @@ from assay.privacy.ledger import Ledger
 from assay.server.admin import AdminClient
 from assay.server.cli import follow
 from assay.server.federation import Federation
-from assay.simulations.comparison import Evaluation, evaluate, people_lines, train_baselines
+from assay.simulations.comparison import Baselines, Evaluation, evaluate, people_lines, train_baselines
 from assay.simulations.engine import with_epsilon
 from assay.simulations.examples import example
 from assay.simulations.findings import HolderLine, PersonLine
 from assay.simulations.partition import hold_out, split
 from assay.simulations.processes import Processes
-from assay.simulations.simulate import source_of
+from assay.simulations.simulate import require_new, source_of
 from assay.simulations.summary import summarise
 
 __all__ = ["MAX_HOLDERS", "Demo"]
@@ -73,10 +73,7 @@ class Demo:
     def __post_init__(self) -> None:
         if not 2 <= self.holders <= MAX_HOLDERS:
             raise BadInput("--holders", value=self.holders, allowed=f"2 to {MAX_HOLDERS}")
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise BadInput(
-                "--out", value=str(self.out), allowed="a new or empty directory", remedy="Choose another one"
-            )
+        require_new(self.out)
 
     def run(self, step: Step, on_event: Callable[[dict[str, Any]], None]) -> tuple[dict[str, Any], str]:
         """Run the whole federation.
@@ -96,72 +93,85 @@ class Demo:
         text = with_epsilon(read_study(example("taiwan") / "study.toml").text, self.epsilon)
         study = parse_study(text)
         make_private_dir(self.out)
-        study_file = self.out / "study.toml"
-        write_durably(study_file, text.encode())
+        write_durably(self.out / "study.toml", text.encode())
         step("spreading 30,000 real credit records over the holders")
         names = self._write_records(study)
         step("setting up the federation: certificate authority, keys, admission")
         self._enrol(names)
-        coordinator = self.out / "coordinator"
+        test = _held_out(self.out, study)
+        holders = {name: records_for(HolderConfig.load(self.out / name), study) for name in names}
         with Processes(self.out / "logs") as processes:
             step("starting the coordinator and the holders")
-            processes.start("coordinator", "server", "serve", str(coordinator))
+            processes.start("coordinator", "server", "serve", str(self.out / "coordinator"))
             for name in names:
                 processes.start(name, "client", "run", str(self.out / name))
-            test = _held_out(self.out, study)
-            holders = {name: records_for(HolderConfig.load(self.out / name), study) for name in names}
+            # While they start: what the federated model is compared with.
             baselines = train_baselines(
                 text, holders, test, step=lambda what: step(f"for comparison: {what}")
             )
             step("waiting for the holders to connect")
-            _await_holders(coordinator, len(names), processes)
+            _await_holders(self.out / "coordinator", len(names), processes)
             step("training through Flower over TLS")
-            start = time.monotonic()
-            run = AdminClient.call(coordinator, "train", {"study": text})["run"]
-            done = follow(coordinator, run, timeout=RUN_S, on_event=on_event)
-            seconds = time.monotonic() - start
-        bundle = Path(done["bundle"])
-        signed = read_bundle(bundle)
-        federated = evaluate(signed.scorecard, test)
-        report = self.out / "report.html"
-        summarise(
-            report,
-            title=f"One scoring model from {self.holders} institutions that share no records",
-            study=study,
-            bundle=bundle,
-            holders=tuple(
-                HolderLine(
-                    name=name,
-                    rows=holders[name].rows,
-                    epsilon_spent=_spent(self.out / name),
-                    epsilon_limit=HolderConfig.load(self.out / name).policy.epsilon_per_year,
-                    local_auroc=baselines.local[name].metrics.auroc,
-                )
-                for name in names
-            ),
-            federated=federated,
-            baselines=baselines,
-            test=test,
-            rounds=done["rounds"],
-            seconds=seconds,
-            notes=(
-                "Records: default of credit card clients, Taiwan 2005 (Yeh 2016, CC BY 4.0).",
-                f"{test.rows:,} records were held out and seen by no holder.",
-                "Who holds whom is the same in every demo; the noise never is.",
-            ),
-        )
+            done = self._train(text, on_event)
+        federated = evaluate(read_bundle(Path(done["bundle"])).scorecard, test)
+        report = self._write_report(study, holders, federated, baselines, test, done)
         result = {
             **asdict(federated.metrics),
             "epsilon": study.privacy.epsilon,
             "delta": study.privacy.delta,
             "rounds": done["rounds"],
             "holders": self.holders,
-            "seconds": seconds,
-            "bundle": str(bundle),
+            "seconds": done["seconds"],
+            "bundle": done["bundle"],
             "report": str(report),
             "baselines": baselines.to_json(),
         }
         return result, _words(result, federated, test)
+
+    def _train(self, text: str, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Order a run from the coordinator and wait for its end; ``seconds`` is added to what it tells."""
+        coordinator, start = self.out / "coordinator", time.monotonic()
+        run = AdminClient.call(coordinator, "train", {"study": text})["run"]
+        done = follow(coordinator, run, timeout=RUN_S, on_event=on_event)
+        return done | {"seconds": time.monotonic() - start}
+
+    def _write_report(
+        self,
+        study: Study,
+        holders: dict[str, Records],
+        federated: Evaluation,
+        baselines: Baselines,
+        test: Records,
+        done: dict[str, Any],
+    ) -> Path:
+        report = self.out / "report.html"
+        summarise(
+            report,
+            title=f"One scoring model from {self.holders} institutions that share no records",
+            study=study,
+            bundle=Path(done["bundle"]),
+            holders=tuple(
+                HolderLine(
+                    name=name,
+                    rows=records.rows,
+                    epsilon_spent=_spent(self.out / name),
+                    epsilon_limit=HolderConfig.load(self.out / name).policy.epsilon_per_year,
+                    local_auroc=baselines.local[name].metrics.auroc,
+                )
+                for name, records in holders.items()
+            ),
+            federated=federated,
+            baselines=baselines,
+            test=test,
+            rounds=done["rounds"],
+            seconds=done["seconds"],
+            notes=(
+                "Records: default of credit card clients, Taiwan 2005 (Yeh 2016, CC BY 4.0).",
+                f"{test.rows:,} records were held out and seen by no holder.",
+                "Who holds whom is the same in every demo; the noise never is.",
+            ),
+        )
+        return report
 
     def _write_records(self, study: Study) -> list[str]:
         """Split the records at random: some held out, the rest one file per holder, of different kinds."""

@@ -24,7 +24,7 @@ from assay.simulations.findings import HolderLine
 from assay.simulations.partition import NAMED, hold_out, split
 from assay.simulations.summary import summarise
 
-__all__ = ["Simulation", "source_of"]
+__all__ = ["Simulation", "require_new", "source_of"]
 
 _KIND_BY_SUFFIX = {".csv": "csv", ".gz": "csv", ".parquet": "parquet"}
 Step = Callable[[str], None]
@@ -84,7 +84,7 @@ class Simulation:
         texts = [with_epsilon(text, e) for e in self.epsilons] or [text]
         for each in texts:
             parse_study(each, where=str(self.study)).require_trainable()
-        _require_new(self.out)
+        require_new(self.out)
         step("reading records")
         holders, test = self._records(parse_study(text))
         make_private_dir(self.out)
@@ -200,7 +200,7 @@ class Simulation:
         }
 
 
-def _require_new(out: Path) -> None:
+def require_new(out: Path) -> None:
     """Refuse a directory that holds anything: results are never overwritten or mixed."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(
