@@ -17,12 +17,22 @@ from assay.privacy.wire import (
     Accepted,
     Close,
     Closed,
+    Consent,
     CountsRequest,
     Declined,
     Frame,
     GradientRequest,
+    Keys,
+    KeysRequest,
+    Masked,
+    MaskRequest,
     Offer,
+    Opened,
+    OpenRequest,
     Release,
+    Shares,
+    SharesRequest,
+    SurvivorsRequest,
     WireError,
     open_frame,
     seal,
@@ -31,37 +41,45 @@ from assay.privacy.wire import (
 SIGNER = Identity(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
 RUN = "00112233445566778899aabbccddeeff"
 FEDERATION = "ab" * 32
+HEADS = f"7:{'cd' * 32}:9:{'ef' * 32}"
+PROOF = "5a" * 64
 ASK = Frame(federation=FEDERATION, sender="coordinator", receiver="north")
 TELL = Frame(federation=FEDERATION, sender="north", receiver="coordinator")
 
 # (message, frame, header length, header, array, signature); the magic stands before all of them.
 GOLDEN = {
     "offer": (
-        Offer(run=RUN, study='[study]\nname = "é"\n'),
+        Offer(run=RUN, study='[study]\nname = "é"\n', heads=HEADS, countersignature=PROOF),
         ASK,
-        "000000ea",  # 234 bytes of header
-        r'{"array":null,"federation":"@","fields":{"run":"00112233445566778899aabbccddeeff",'
-        r'"study":"[study]\nname = \"\u00e9\"\n"},"from":"coordinator","kind":"offer","to":"north"}',
+        "00000210",  # 528 bytes of header
+        '{"array":null,"federation":"@","fields":{"countersignature":"5a5a5a5a5a5a5a5a5a5a5a5a5a5'
+        "a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5"
+        'a5a5a5a5a5a5a","heads":"7:cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd'
+        'cd:9:efefefefefefefefefefefefefefefefefefefefefefefefefefefefefefefef","run":"0011223344'
+        r'5566778899aabbccddeeff","study":"[study]\nname = \"\u00e9\"\n"},"from":"coordinator","ki'
+        'nd":"offer","to":"north"}',
         "",  # no array
-        "8bbf8f41520413679e12d92995427419c2640ccc79d9b330ab9e50b59efe0261"  # R of the signature
-        "67a6bfd1f672a287058dda49b9fce266abb725121f7aa96ba9a07b299de1740b",  # S of the signature
+        "cc675a5e9f3b48459d5b4d2181872a8fc7d4d81b9b3745407d3278b2b8c52648"  # R
+        "95dc1d8b6e0dd09157b5d558b771aabd8cc3ce8c27ef136a18e757859ae2ef03",  # S
     ),
     "accepted": (
-        Accepted(run=RUN),
+        Accepted(run=RUN, heads=HEADS),
         TELL,
-        "000000c6",  # 198 bytes of header
-        '{"array":null,"federation":"@","fields":{"run":"00112233445566778899aabbccddeeff"},'
-        '"from":"north","kind":"accepted","to":"coordinator"}',
+        "00000156",  # 342 bytes of header
+        '{"array":null,"federation":"@","fields":{"heads":"7:cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd'
+        "cdcdcdcdcdcdcdcdcdcdcdcdcdcd:9:efefefefefefefefefefefefefefefefefefefefefefefefefefefefe"
+        'fefefef","run":"00112233445566778899aabbccddeeff"},"from":"north","kind":"accepted","to"'
+        ':"coordinator"}',
         "",  # no array
-        "dd2af3afc25c5f3e6e1929fceaec1396f276f0fe6a8e5a2a8a4f934a81c05b87"  # R
-        "f66a1030fb1d040043fb53368e863517c223e9cfc36dac412ac9ef4502e68d0d",  # S
+        "b039ba6cb8c57864648b22c07f0c954f68191e046249f7b20ae2c587a166727e"  # R
+        "1cc51ec6cc71a75e00604f318b0007a93220945e77287386a74a97126ee62c05",  # S
     ),
     "declined": (
         Declined(run=RUN, code="budget"),
         TELL,
         "000000d6",  # 214 bytes of header
-        '{"array":null,"federation":"@","fields":{"code":"budget",'
-        '"run":"00112233445566778899aabbccddeeff"},"from":"north","kind":"declined","to":"coordinator"}',
+        '{"array":null,"federation":"@","fields":{"code":"budget","run":"00112233445566778899aabb'
+        'ccddeeff"},"from":"north","kind":"declined","to":"coordinator"}',
         "",  # no array
         "0f4afb872116a7d20f1f05af950fb697435c38d015cdaba11a301a1000bc7802"  # R
         "09be4e59c055694f622c9f5dae800dd2b76c6a6f41bcd9fd16db9b932096da02",  # S
@@ -69,56 +87,186 @@ GOLDEN = {
     "counts": (
         CountsRequest(run=RUN),
         ASK,
-        "000000c4",  # 196 bytes of header
-        '{"array":null,"federation":"@","fields":{"run":"00112233445566778899aabbccddeeff"},'
-        '"from":"coordinator","kind":"counts","to":"north"}',
+        "000000cf",  # 207 bytes of header
+        '{"array":null,"federation":"@","fields":{"heads":"","run":"00112233445566778899aabbccdde'
+        'eff"},"from":"coordinator","kind":"counts","to":"north"}',
         "",  # no array
-        "f19e7d0b3fd61e69a08c6a5c4ee24569bb37bae597366506ce71774501404ec2"  # R
-        "b1388ce1a5c399fea1388bebbf35742ba90094face88b875e406bce2d52f4806",  # S
+        "99583c5095c101fb262c657d56434d2a8d4931eac6d96e6ae0d9d345daafb62c"  # R
+        "62a20dc04144b877517513744860d602052d6eb1dd8744b80a202333ebdce40c",  # S
     ),
     "gradient": (
         GradientRequest(run=RUN, round=2, rounds=30, theta=np.array([0.0, -1.5])),
         ASK,
-        "000000f2",  # 242 bytes of header
-        '{"array":{"dtype":"<f8","length":2},"federation":"@","fields":{"round":2,"rounds":30,'
-        '"run":"00112233445566778899aabbccddeeff"},"from":"coordinator","kind":"gradient","to":"north"}',
-        "0000000000000000"  # theta[0] = 0.0
-        "000000000000f8bf",  # theta[1] = -1.5
-        "92984971fc2fb63335a187e1f87bee5ae7a7aeb718de7eb41fda475774395066"  # R
-        "20ca7779771efbce62dd4a632e2c61def4a753b27de6d53db857393e7606b80c",  # S
+        "000000fd",  # 253 bytes of header
+        '{"array":{"dtype":"<f8","length":2},"federation":"@","fields":{"heads":"","round":2,"rou'
+        'nds":30,"run":"00112233445566778899aabbccddeeff"},"from":"coordinator","kind":"gradient"'
+        ',"to":"north"}',
+        "0000000000000000000000000000f8bf",
+        "7968f653e591ccc95b24b4ece5b80a45f4fa669dcebe8fad196fb113322a33fe"  # R
+        "4b6d9c0d9278f211fb1ae0fbb3347a05718bc967b3e536ce256e569f2f60610a",  # S
     ),
     "release": (
         Release(run=RUN, round=2, unit=0.0078125, values=np.array([1, -2, 1 << 52])),
         TELL,
-        "000000f6",  # 246 bytes of header
-        '{"array":{"dtype":"<i8","length":3},"federation":"@","fields":{"round":2,'
-        '"run":"00112233445566778899aabbccddeeff","unit":0.0078125},"from":"north","kind":"release",'
-        '"to":"coordinator"}',
-        "0100000000000000"  # values[0] = 1
-        "feffffffffffffff"  # values[1] = -2
-        "0000000000001000",  # values[2] = 2^52
-        "df00aef424f9420f8c8a5f57bb09ce3ae970ee4a48c82d325b58bea8b2db12d5"  # R
-        "3c127136c4784a8e4026e8a263facd5a9e0526e5f05e07811186869fdc5a180c",  # S
+        "00000101",  # 257 bytes of header
+        '{"array":{"dtype":"<i8","length":3},"federation":"@","fields":{"heads":"","round":2,"run'
+        '":"00112233445566778899aabbccddeeff","unit":0.0078125},"from":"north","kind":"release","'
+        'to":"coordinator"}',
+        "0100000000000000feffffffffffffff0000000000001000",
+        "192486513e67637571f702c101d9ffc03634fb3f30e7427b223b838dc9d38bb0"  # R
+        "c8a7574547e3beae62996652434fe0f5b83d2f2e82779403f4d29db210cb7503",  # S
+    ),
+    "keys-request": (
+        KeysRequest(run=RUN, session=1, holders={"east": "11" * 32, "north": "22" * 32}),
+        ASK,
+        "00000177",  # 375 bytes of header
+        '{"array":null,"federation":"@","fields":{"holders":{"east":"1111111111111111111111111111'
+        '111111111111111111111111111111111111","north":"22222222222222222222222222222222222222222'
+        '22222222222222222222222"},"run":"00112233445566778899aabbccddeeff","session":1},"from":"'
+        'coordinator","kind":"keys-request","to":"north"}',
+        "",  # no array
+        "0e1e5d5a57c112259de75e0851c56b540035988d632819b2da712fd6de2abef9"  # R
+        "3eda0ec5ec5fc8f9ac03ba5c35120d2f1f70be3dd84ea95a6b3715fb15a27604",  # S
+    ),
+    "keys": (
+        Keys(run=RUN, session=1, advert=b"\x01\x02\x03"),
+        TELL,
+        "000000e4",  # 228 bytes of header
+        '{"array":{"dtype":"|u1","length":3},"federation":"@","fields":{"run":"001122334455667788'
+        '99aabbccddeeff","session":1},"from":"north","kind":"keys","to":"coordinator"}',
+        "010203",
+        "3d01bfd4be59128829c323e91cc87702721284e22ea4af65faa986e9c5ad6fac"  # R
+        "604ec83d6c78686e02f28b3f6d8d590c882f104d419440e5ca317e3f55552d08",  # S
+    ),
+    "shares-request": (
+        SharesRequest(run=RUN, session=1, names=["east", "north"], adverts=b"\x01\x02\x03\x04"),
+        ASK,
+        "00000107",  # 263 bytes of header
+        '{"array":{"dtype":"|u1","length":4},"federation":"@","fields":{"names":["east","north"],'
+        '"run":"00112233445566778899aabbccddeeff","session":1},"from":"coordinator","kind":"share'
+        's-request","to":"north"}',
+        "01020304",
+        "4934dfc6290b9bf86eca3d37b88889329bb885ce398313f93521a87df296aa9f"  # R
+        "95732604fa47d0e189b92794966b671d7f2316ac1f93a05145cd9e688cd1b30c",  # S
+    ),
+    "shares": (
+        Shares(run=RUN, session=1, shares=b"\x09\x08"),
+        TELL,
+        "000000e6",  # 230 bytes of header
+        '{"array":{"dtype":"|u1","length":2},"federation":"@","fields":{"run":"001122334455667788'
+        '99aabbccddeeff","session":1},"from":"north","kind":"shares","to":"coordinator"}',
+        "0908",
+        "09ecdf1aa56b37e1cc3aa41614a7a290698da7acc9a449f99b0747b73d64f77f"  # R
+        "7b9691a64601d4b51dde0a5f50b1149db479d7c70ade8da5450f47397e250c09",  # S
+    ),
+    "mask": (
+        MaskRequest(
+            run=RUN,
+            session=1,
+            round=33,
+            rounds=60,
+            active=["east", "north"],
+            theta=np.array([0.25]),
+            heads=HEADS,
+        ),
+        ASK,
+        "000001a5",  # 421 bytes of header
+        '{"array":{"dtype":"<f8","length":1},"federation":"@","fields":{"active":["east","north"]'
+        ',"heads":"7:cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd:9:efefefefe'
+        'fefefefefefefefefefefefefefefefefefefefefefefefefefefef","round":33,"rounds":60,"run":"0'
+        '0112233445566778899aabbccddeeff","session":1},"from":"coordinator","kind":"mask","to":"n'
+        'orth"}',
+        "000000000000d03f",
+        "2c33cf6afffeeb15dfd0fe74f33cd78d13cd232825598de4b2c55b6149b51caf"  # R
+        "cc19ed58d0e9cdeb40ae2dbd9e6dfd706deae3525b14ee845818fbac841e4a08",  # S
+    ),
+    "masked": (
+        Masked(
+            run=RUN,
+            session=1,
+            round=33,
+            unit=0.5,
+            sent=PROOF,
+            values=np.array([1, (1 << 64) - 2], dtype=np.uint64),
+        ),
+        TELL,
+        "00000191",  # 401 bytes of header
+        '{"array":{"dtype":"<u8","length":2},"federation":"@","fields":{"heads":"","round":33,"ru'
+        'n":"00112233445566778899aabbccddeeff","sent":"5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a'
+        '5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a",'
+        '"session":1,"unit":0.5},"from":"north","kind":"masked","to":"coordinator"}',
+        "0100000000000000feffffffffffffff",
+        "35cf16e70b40d8fe0e29ef27a94154789e3f560eb7734846b0652e3510d341d2"  # R
+        "09283401620d7dca79919adbc8031f13db27ed5d41108dd3747d6da98d3b640c",  # S
+    ),
+    "survivors": (
+        SurvivorsRequest(run=RUN, session=1, round=33, survivors=["east", "north"]),
+        ASK,
+        "000000fb",  # 251 bytes of header
+        '{"array":null,"federation":"@","fields":{"round":33,"run":"00112233445566778899aabbccdde'
+        'eff","session":1,"survivors":["east","north"]},"from":"coordinator","kind":"survivors","'
+        'to":"north"}',
+        "",  # no array
+        "6724b818301956f59731fdf84b66fe7315767946bc55ae03ca5a9c03bba16e08"  # R
+        "2105b9b53d6c9826dc13158ea2c9f0bb06b8b9e6b477ae999c9f74ebd3cfea07",  # S
+    ),
+    "consent": (
+        Consent(run=RUN, session=1, round=33, signature=PROOF),
+        TELL,
+        "0000016b",  # 363 bytes of header
+        '{"array":null,"federation":"@","fields":{"round":33,"run":"00112233445566778899aabbccdde'
+        'eff","session":1,"signature":"5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a'
+        '5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a"},"from":"north",'
+        '"kind":"consent","to":"coordinator"}',
+        "",  # no array
+        "1b0924204abef89131d6287fc444a4edeae9efaf11e181f69453dcc4279d0274"  # R
+        "59c022ecd1ab76030bee203a04eb0ca97d73ec12d298bd8fe4c839e99902f405",  # S
+    ),
+    "open": (
+        OpenRequest(
+            run=RUN, session=1, round=33, survivors=["east", "north"], signers=["east"], blob=bytes(range(66))
+        ),
+        ASK,
+        "00000120",  # 288 bytes of header
+        '{"array":{"dtype":"|u1","length":66},"federation":"@","fields":{"round":33,"run":"001122'
+        '33445566778899aabbccddeeff","session":1,"signers":["east"],"survivors":["east","north"]}'
+        ',"from":"coordinator","kind":"open","to":"north"}',
+        "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f2021222324252627"
+        "28292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f4041",
+        "623238ac0c4743b72815137f338c94b190ef7ce161079c1e2bb3be0f6feb2a3e"  # R
+        "6398820470e4fb7fe53379a34ab5bb3748a4ee08de160429b77cf920ae651b0e",  # S
+    ),
+    "opened": (
+        Opened(run=RUN, session=1, round=33, shares=b"\xff\xfe"),
+        TELL,
+        "000000f1",  # 241 bytes of header
+        '{"array":{"dtype":"|u1","length":2},"federation":"@","fields":{"round":33,"run":"0011223'
+        '3445566778899aabbccddeeff","session":1},"from":"north","kind":"opened","to":"coordinator'
+        '"}',
+        "fffe",
+        "796ca9945f4faa820be239cf1cce3335a7ea3e2afa70844bd12a4e1812559f39"  # R
+        "74f5e7946b3d2e4d6843c51582fe4fd29e9b04d4bbb452557b3897ca2409e902",  # S
     ),
     "close": (
         Close(run=RUN, outcome="done"),
         ASK,
-        "000000d4",  # 212 bytes of header
-        '{"array":null,"federation":"@","fields":{"outcome":"done",'
-        '"run":"00112233445566778899aabbccddeeff"},"from":"coordinator","kind":"close","to":"north"}',
+        "000000f5",  # 245 bytes of header
+        '{"array":null,"federation":"@","fields":{"countersignature":"","heads":"","outcome":"don'
+        'e","run":"00112233445566778899aabbccddeeff"},"from":"coordinator","kind":"close","to":"n'
+        'orth"}',
         "",  # no array
-        "2495d0429e23e69bef317ce8f383e664ce328f8ec5adcbc2da71ce300aa53d11"  # R
-        "dbfe1150e1afb081cc164f1a50a8ed8f8f90c26285671b7b8225f65d1b771d0b",  # S
+        "1d18f9f8ca2d842798ce4fa17fb1fae44b2a1eb090bcfb805c8e40506b100bac"  # R
+        "33733d4bfbe02372639cf006809ea99b6f40d36d400579fdffc7849424215e07",  # S
     ),
     "closed": (
         Closed(run=RUN),
         TELL,
-        "000000c4",  # 196 bytes of header
-        '{"array":null,"federation":"@","fields":{"run":"00112233445566778899aabbccddeeff"},'
-        '"from":"north","kind":"closed","to":"coordinator"}',
+        "000000cf",  # 207 bytes of header
+        '{"array":null,"federation":"@","fields":{"heads":"","run":"00112233445566778899aabbccdde'
+        'eff"},"from":"north","kind":"closed","to":"coordinator"}',
         "",  # no array
-        "471956ab14978ad1121ee1fa69ae8e7ffe702a4f2c36877032b816814fd98649"  # R
-        "5203b2401dc99c94668b61042d98fb9faa64802c95bbe16a0b72cab4ef45650d",  # S
+        "105d0faf02a2cb858e130b58a605b58829221997ae73fac01208f8d248faab06"  # R
+        "1803fc28046666a75a16e58d323b6c69f0f48107a1df7d5b70340edbda2aa704",  # S
     ),
 }
 KINDS = list(GOLDEN)
@@ -184,12 +332,13 @@ class TestBytes:
         key = Ed25519PublicKey.from_public_bytes(SIGNER.public)
         key.verify(data[-64:], struct.pack(">H", 14) + b"assay/frame/v1" + data[:-64])
 
-    def test_only_a_release_carries_anything_computed_from_records(self):
+    def test_only_releases_carry_anything_computed_from_records(self):
         from_holder = {kind for kind in KINDS if GOLDEN[kind][1] is TELL}
-        assert from_holder == {"accepted", "declined", "release", "closed"}
-        for kind in from_holder - {"release"}:
+        keys = {"keys", "shares", "consent", "opened"}  # of secure aggregation: they depend on no record
+        assert from_holder == {"accepted", "declined", "release", "masked", "closed"} | keys
+        for kind in from_holder - {"release", "masked"} - keys:
             assert GOLDEN[kind][0].array is None
-            assert set(vars(GOLDEN[kind][0])) <= {"run", "code"}
+            assert set(vars(GOLDEN[kind][0])) <= {"run", "code", "heads"}
 
     @settings(max_examples=100, deadline=None)
     @given(
@@ -224,7 +373,7 @@ class TestBytes:
 class TestChangedBytes:
     @pytest.mark.parametrize("kind", KINDS)
     def test_every_byte_changed_in_transit_is_noticed(self, kind):
-        """All positions, four changes each: more than 10,000 mutants over the eight kinds."""
+        """All positions, four changes each: more than 30,000 mutants over all kinds."""
         data = recorded(kind)
         for position in range(len(data)):
             for change in (0x01, 0x20, 0x80, 0xFF):
@@ -409,6 +558,17 @@ class TestArrays:
         payload = struct.pack("<3q", 0, 0, value)
         refused(forged(header_of("release"), payload), "release", "values")
 
+    @pytest.mark.parametrize("dtype", ["<i8", "<f8", ">u8", "<u4", "|u1"])
+    def test_masked_integers_of_another_type_are_refused(self, dtype):
+        header = header_of("masked", array={"dtype": dtype, "length": 2})
+        refused(forged(header, bytes(16)), "masked", "array dtype")
+
+    def test_counts_have_no_parameters(self):
+        header = with_fields("mask", round=0, rounds=0)
+        refused(forged(header, struct.pack("<d", 0.25)), "mask", "theta")
+        frame = GOLDEN["mask"][1]
+        assert open_frame(forged(header, bytes(8)), frame, SIGNER.public).theta.tolist() == [0.0]
+
     def test_a_decoded_array_cannot_be_changed(self):
         values = open_frame(recorded("release"), TELL, SIGNER.public).values
         with pytest.raises(ValueError, match="read-only"):
@@ -429,6 +589,42 @@ BAD_FIELDS = [
     ("release", "unit", [0.0, -1.0, -0.0, 1, True, "1", None]),
     ("close", "outcome", ["", "finished", "DONE", 1, None, True, ["done"]]),
     ("offer", "study", ["", 5, None, ["x"], "\ud800", "a = 1 # \udfff"]),
+    *(
+        (kind, "heads", ["7", HEADS + ":", HEADS.upper(), "-" + HEADS, "0" + HEADS, 7, None, [HEADS], True])
+        for kind in (
+            "offer",
+            "accepted",
+            "release",
+            "counts",
+            "gradient",
+            "mask",
+            "masked",
+            "close",
+            "closed",
+        )
+    ),
+    ("offer", "countersignature", ["", PROOF[:-1], PROOF.upper(), PROOF + "0", 5, None]),
+    ("keys-request", "session", [-1, 1001, 1.0, "1", True, None]),
+    (
+        "keys-request",
+        "holders",
+        [{}, {"north": "22"}, {"North": "22" * 32}, {"coordinator": "22" * 32}, [], 5, None],
+    ),
+    (
+        "shares-request",
+        "names",
+        [[], ["north", "east"], ["east", "east"], ["east", "NORTH"], "east", None, [5]],
+    ),
+    ("shares-request", "names", [["a", "b", "c"]]),
+    ("mask", "round", [-1, 61, 0, 1.0, "1", True, None]),
+    ("mask", "rounds", [-1, 32, 0, MAX_ROUNDS + 1, 60.0, None]),
+    ("mask", "active", [[], ["north", "east"], ["east", "east"], "east", None]),
+    ("masked", "sent", ["", PROOF[:-1], PROOF.upper(), 5, None]),
+    ("masked", "unit", [0.0, -1.0, 1, True, None]),
+    ("survivors", "survivors", [[], ["north", "east"], ["a"] * 1001, None]),
+    ("consent", "signature", ["", PROOF[:-1], 5, None]),
+    ("open", "signers", [[], ["north", "east"], [f"h{number:02d}" for number in range(5)], None]),
+    ("opened", "round", [-1, MAX_ROUNDS + 1, True, None]),
 ]
 
 
@@ -437,7 +633,8 @@ BAD_FIELDS = [
 )
 def test_a_field_out_of_its_range_or_of_another_type_is_refused(kind, name, value):
     payload = bytes.fromhex(GOLDEN[kind][4])
-    refused(forged(with_fields(kind, **{name: value}), payload), kind, f"message: {name}")
+    named = {"names": "(names|adverts)", "signers": "(signers|blob)", "rounds": "rounds?"}.get(name, name)
+    refused(forged(with_fields(kind, **{name: value}), payload), kind, f"message: {named}")
 
 
 @pytest.mark.parametrize("text", [b"NaN", b"Infinity", b"-Infinity", b"1e999"])
