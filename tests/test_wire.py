@@ -200,15 +200,24 @@ GOLDEN = {
         "09283401620d7dca79919adbc8031f13db27ed5d41108dd3747d6da98d3b640c",  # S
     ),
     "survivors": (
-        SurvivorsRequest(run=RUN, session=1, round=33, survivors=["east", "north"]),
+        SurvivorsRequest(
+            run=RUN,
+            session=1,
+            round=33,
+            rounds=60,
+            active=["east", "north"],
+            theta_sha256="77" * 32,
+            survivors=["east", "north"],
+        ),
         ASK,
-        "000000fb",  # 251 bytes of header
-        '{"array":null,"federation":"@","fields":{"round":33,"run":"00112233445566778899aabbccdde'
-        'eff","session":1,"survivors":["east","north"]},"from":"coordinator","kind":"survivors","'
-        'to":"north"}',
+        "00000173",  # 371 bytes of header
+        '{"array":null,"federation":"@","fields":{"active":["east","north"],"round":33,"rounds":6'
+        '0,"run":"00112233445566778899aabbccddeeff","session":1,"survivors":["east","north"],"the'
+        'ta_sha256":"7777777777777777777777777777777777777777777777777777777777777777"},"from":"c'
+        'oordinator","kind":"survivors","to":"north"}',
         "",  # no array
-        "6724b818301956f59731fdf84b66fe7315767946bc55ae03ca5a9c03bba16e08"  # R
-        "2105b9b53d6c9826dc13158ea2c9f0bb06b8b9e6b477ae999c9f74ebd3cfea07",  # S
+        "4c95b881f88ea6e0877b8e7a573e2ae887212a77f2192b275481cee511a029f3"  # R
+        "39a2850111d9e0bd880695cf67d0f20f9ae9cbbdbaff730a300df98a83e78d0d",  # S
     ),
     "consent": (
         Consent(run=RUN, session=1, round=33, signature=PROOF),
@@ -224,17 +233,26 @@ GOLDEN = {
     ),
     "open": (
         OpenRequest(
-            run=RUN, session=1, round=33, survivors=["east", "north"], signers=["east"], blob=bytes(range(66))
+            run=RUN,
+            session=1,
+            round=33,
+            rounds=60,
+            active=["east", "north"],
+            theta_sha256="77" * 32,
+            survivors=["east", "north"],
+            signers=["east"],
+            blob=bytes(range(66)),
         ),
         ASK,
-        "00000120",  # 288 bytes of header
-        '{"array":{"dtype":"|u1","length":66},"federation":"@","fields":{"round":33,"run":"001122'
-        '33445566778899aabbccddeeff","session":1,"signers":["east"],"survivors":["east","north"]}'
-        ',"from":"coordinator","kind":"open","to":"north"}',
+        "00000198",  # 408 bytes of header
+        '{"array":{"dtype":"|u1","length":66},"federation":"@","fields":{"active":["east","north"'
+        '],"round":33,"rounds":60,"run":"00112233445566778899aabbccddeeff","session":1,"signers":'
+        '["east"],"survivors":["east","north"],"theta_sha256":"7777777777777777777777777777777777'
+        '777777777777777777777777777777"},"from":"coordinator","kind":"open","to":"north"}',
         "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f2021222324252627"
         "28292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f4041",
-        "623238ac0c4743b72815137f338c94b190ef7ce161079c1e2bb3be0f6feb2a3e"  # R
-        "6398820470e4fb7fe53379a34ab5bb3748a4ee08de160429b77cf920ae651b0e",  # S
+        "3b9626d74b8de1fee2451b8f156d5fd37a2df0d43bda7c832bac4d16ddc33411"  # R
+        "f8fe1c671bf8256c8e933a191c5cf0b9ffe00333015c011d14e6c263ac624f09",  # S
     ),
     "opened": (
         Opened(run=RUN, session=1, round=33, shares=b"\xff\xfe"),
@@ -621,7 +639,8 @@ BAD_FIELDS = [
     ("mask", "active", [[], ["north", "east"], ["east", "east"], "east", None]),
     ("masked", "sent", ["", PROOF[:-1], PROOF.upper(), 5, None]),
     ("masked", "unit", [0.0, -1.0, 1, True, None]),
-    ("survivors", "survivors", [[], ["north", "east"], ["a"] * 1001, None]),
+    ("survivors", "survivors", [[], ["north", "east"], ["a"] * 1001, ["west"], None]),
+    ("survivors", "theta_sha256", ["", "77", "77" * 33, 7, None]),
     ("consent", "signature", ["", PROOF[:-1], 5, None]),
     ("open", "signers", [[], ["north", "east"], [f"h{number:02d}" for number in range(5)], None]),
     ("opened", "round", [-1, MAX_ROUNDS + 1, True, None]),

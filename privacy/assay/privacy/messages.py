@@ -349,8 +349,7 @@ class MaskRequest(_Round):
 
     def _check(self) -> None:
         super()._check()
-        _need(_is_int(self.rounds) and 0 <= self.rounds <= MAX_ROUNDS, "rounds", f"0..{MAX_ROUNDS}")
-        _need(self.round <= self.rounds and (self.round > 0 or self.rounds == 0), "round", "0, or 1..rounds")
+        _check_rounds(self.round, self.rounds)
         _need(bool(np.isfinite(self.theta).all()), "theta", "finite numbers")
         _need(self.round > 0 or self.theta.tolist() == [0.0], "theta", "one 0.0 in round 0")
         _check_names("active", self.active)
@@ -383,19 +382,39 @@ class Masked(_Round):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SurvivorsRequest(_Round):
-    """Coordinator to holder: somebody is missing; sign the list of those whose sums have arrived.
+class _Survivors(_Round):
+    """Fields shared by the two messages about a round whose masked sums have arrived.
+
+    The first three repeat what was asked for, so that a holder need not keep it: it works out the round's
+    context from them and compares that with the one in its ledger.
 
     Attributes:
-        survivors: names, sorted.
+        rounds: as in :class:`MaskRequest`.
+        active: likewise.
+        theta_sha256: SHA-256 of the bytes of ``theta`` in that message, 64 hexadecimal digits.
+        survivors: those of ``active`` whose sums have arrived, sorted.
     """
 
-    kind: ClassVar[str] = "survivors"
+    rounds: int
+    active: list[str]
+    theta_sha256: str
     survivors: list[str]
 
     def _check(self) -> None:
         super()._check()
+        _check_rounds(self.round, self.rounds)
+        _check_names("active", self.active)
+        good = isinstance(self.theta_sha256, str) and _DIGEST.fullmatch(self.theta_sha256) is not None
+        _need(good, "theta_sha256", "64 hex digits")
         _check_names("survivors", self.survivors)
+        _need(set(self.survivors) <= set(self.active), "survivors", "some or all of the active holders")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurvivorsRequest(_Survivors):
+    """Coordinator to holder: somebody is missing; sign the list of those whose sums have arrived."""
+
+    kind: ClassVar[str] = "survivors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,11 +434,10 @@ class Consent(_Round):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenRequest(_Round):
+class OpenRequest(_Survivors):
     """Coordinator to holder: give the shares that take the masks off the survivors' sum.
 
     Attributes:
-        survivors: names, sorted.
         signers: holders whose proofs are in ``blob``, sorted.
         blob: a signature of each signer, 64 bytes, then this round's encrypted shares from each of the
             other active holders, both in the order of names.
@@ -427,13 +445,11 @@ class OpenRequest(_Round):
 
     kind: ClassVar[str] = "open"
     array: ClassVar[tuple[str, str] | None] = ("blob", "|u1")
-    survivors: list[str]
     signers: list[str]
     blob: bytes
 
     def _check(self) -> None:
         super()._check()
-        _check_names("survivors", self.survivors)
         _check_names("signers", self.signers)
         _need(len(self.blob) >= SIGNATURE_BYTES * len(self.signers), "blob", "a proof of each signer")
 
@@ -497,6 +513,12 @@ Message = (
     | KeysRequest | Keys | SharesRequest | Shares
     | MaskRequest | Masked | SurvivorsRequest | Consent | OpenRequest | Opened
 )  # fmt: skip
+
+
+def _check_rounds(number: int, rounds: object) -> None:
+    """Refuse a number of rounds that does not go with the number of the round: it is 0 while that is."""
+    _need(_is_int(rounds) and 0 <= rounds <= MAX_ROUNDS, "rounds", f"0..{MAX_ROUNDS}")  # type: ignore[operator]
+    _need(number <= rounds and (number > 0 or rounds == 0), "round", "0, or 1..rounds")  # type: ignore[operator]
 
 
 def _check_unit(unit: object) -> None:
