@@ -1,21 +1,23 @@
 """How long a training round takes when there is next to nothing to train: Assay against stock Flower.
 
-Run: python benchmarks/rounds.py [--holders 3] [--rounds 10] [--json]
+Run: python benchmarks/rounds.py [--holders 3] [--rounds 100] [--features 1] [--trust distributed]
+                                 [--trust local] [--no-flower] [--json]
 
-Both systems run as processes of their own over TLS on the loopback interface, from the same certificate
+All systems run as processes of their own over TLS on the loopback interface, from the same certificate
 authority and with the same P-384 node keys:
 
 assay    `assay server serve` and one `assay client run` per holder, mutual TLS; a tiny study. A round is
          what it always is: a signed request, a charge in the holder's ledger, a clipped sum with noise, a
-         signed release, both on disk before they leave, and a checkpoint
+         signed answer, all on disk before it leaves, and a checkpoint. With distributed trust, the default,
+         the answers are masked and a second exchange opens their sum; with local trust each is a release
 flower   `flower-superlink` and one `flower-supernode` per holder, TLS and node authentication, every
          setting as shipped except that nothing is installed at run time. The app sends one small
          message to every node and gets it back
 
-They take turns (assay, flower, assay), because side by side they would disturb each other. Assay takes
-ten times as many rounds as Flower, because they are short. Processor time comes from /proc/PID/stat and
-memory is VmHWM; both include the processes that a process starts, the memory of those that live at the
-same time. Works offline; needs Linux. Ends within four minutes, also by Ctrl-C, with all its processes.
+They take turns, Assay a second time at the end, because side by side they would disturb each other. Flower,
+whose rounds take seconds, does a tenth of the rounds. Processor time comes from /proc/PID/stat and memory is
+VmHWM; both include the processes that a process starts, the memory of those that live at the same time. Works
+offline; needs Linux. Ends within ten minutes, also by Ctrl-C, with all its processes.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ from assay.server.admin import AdminClient
 from assay.server.federation import Federation
 from assay.simulations.processes import Processes
 
-START_S, RUN_S, STOP_S, LIMIT_S = 50.0, 100.0, 6.0, 215
+START_S, RUN_S, STOP_S, LIMIT_S = 120.0, 200.0, 6.0, 600
 EVERY_S = 0.2
 ROWS = 1000
 MESSAGE_BYTES = 1024
@@ -72,20 +74,24 @@ contexts = ["card"]
 column = "bad"
 meaning = "missed a payment"
 
-[[features]]
-name = "amount"
-column = "amount"
-component = "spending"
-kind = "numeric"
-domain = [0, 1000]
-label = "Amount"
-
+FEATURES
 [training]
 rounds = ROUNDS
 
 [privacy]
 epsilon = 1.0
 delta = 1e-6
+trust = "TRUST"
+"""
+FEATURE = """\
+[[features]]
+name = "NAME"
+column = "NAME"
+component = "spending"
+kind = "numeric"
+domain = [0, 1000]
+label = "Amount"
+
 """
 
 BUNDLE = {
@@ -284,6 +290,7 @@ def summary(results: list[Result]) -> dict[str, object]:
     return {
         "rounds": len(rounds) + len(results),
         "round_s": round(statistics.median(rounds), 4),
+        "round_s_mean": round(statistics.mean(rounds), 4),
         "round_s_least": round(min(rounds), 4),
         "round_s_most": round(max(rounds), 4),
         "start_s": round(statistics.mean(r.start_s for r in results), 1),
@@ -298,9 +305,40 @@ def summary(results: list[Result]) -> dict[str, object]:
 # Assay --------------------------------------------------------------------------------------------
 
 
-def set_up(root: Path, holders: int) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What every system is measured on.
+
+    Attributes:
+        holders: how many.
+        features: of the study; a round's answer has 13 values for each.
+        rounds: of Assay.
+    """
+
+    holders: int
+    features: int
+    rounds: int
+
+    def study(self, trust: str) -> str:
+        """Return the study file."""
+        features = "".join(FEATURE.replace("NAME", name) for name in self.columns)
+        filled = STUDY.replace("FEATURES\n", features).replace("ROUNDS", str(self.rounds))
+        return filled.replace("TRUST", trust)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the features."""
+        return [f"amount_{number}" for number in range(1, self.features + 1)]
+
+    @property
+    def flower_rounds(self) -> int:
+        """Rounds of Flower: a tenth, but enough to measure."""
+        return max(4, self.rounds // 10)
+
+
+def set_up(root: Path, task: Task) -> list[str]:
     """Make a coordinator's and the holders' directories; return the holders' names."""
-    names = [f"holder-{number}" for number in range(1, holders + 1)]
+    names = [f"holder-{number}" for number in range(1, task.holders + 1)]
     with Federation.init(root / "coordinator", "Benchmark", "127.0.0.1", free_port()) as federation:
         for seed, name in enumerate(names):
             home = root / name
@@ -312,25 +350,27 @@ def set_up(root: Path, holders: int) -> list[str]:
             settings = template(name).replace("[policy]", data, 1)
             write_durably(home / CONFIG_FILE, settings.encode(), mode=PRIVATE_FILE)
             rng = np.random.default_rng(seed)
-            amount, luck = rng.uniform(0, 1000, ROWS), rng.random(ROWS)
-            lines = [f"{a:.2f},{int(p < a / 2000)}" for a, p in zip(amount, luck, strict=True)]
-            (home / "records.csv").write_text("\n".join(["amount,bad", *lines]) + "\n")
+            amounts, luck = rng.uniform(0, 1000, (ROWS, task.features)), rng.random(ROWS)
+            cells = [",".join(f"{amount:.2f}" for amount in row) for row in amounts]
+            bad = (luck < amounts[:, 0] / 2000).astype(int)
+            lines = [f"{row},{label}" for row, label in zip(cells, bad, strict=True)]
+            (home / "records.csv").write_text("\n".join([",".join([*task.columns, "bad"]), *lines]) + "\n")
     return names
 
 
-def assay(root: Path, holders: int, rounds: int) -> Result:
+def assay(root: Path, task: Task, trust: str) -> Result:
     """Serve, connect, train once."""
-    names = set_up(root, holders)
+    names, rounds = set_up(root, task), task.rounds
     coordinator = root / "coordinator"
     with Processes(root / "logs") as processes:
         begin = time.monotonic()
         pids = {"coordinator": processes.start("coordinator", "server", "serve", str(coordinator)).pid}
         for name in names:
             pids[name] = processes.start(name, "client", "run", str(root / name)).pid
-        wait_for(lambda: online(coordinator, processes) == holders, START_S, "starting Assay")
+        wait_for(lambda: online(coordinator, processes) == task.holders, START_S, "starting Assay")
         start_s = time.monotonic() - begin
         meter, ordered, done = Meter(pids), time.time(), 0
-        run = AdminClient.call(coordinator, "train", {"study": STUDY.replace("ROUNDS", str(rounds))})["run"]
+        run = AdminClient.call(coordinator, "train", {"study": task.study(trust)})["run"]
         while True:
             answer = AdminClient.call(coordinator, "events", {"run": run, "since": 0})
             done = sum(event["kind"] == "round" for event in answer["events"])
@@ -397,7 +437,7 @@ def started(logs: Path) -> Iterator[Callable[..., int]]:
             process.wait()
 
 
-def flower(root: Path, holders: int, rounds: int) -> Result:
+def flower(root: Path, task: Task) -> Result:
     """Serve, connect, run the app once."""
     from flwr.cli.build import build_fab_from_disk
     from flwr.common.serde import user_config_to_proto
@@ -405,7 +445,7 @@ def flower(root: Path, holders: int, rounds: int) -> Result:
     from flwr.proto.fab_pb2 import Fab
     from flwr.supercore.control import ControlHttpClient
 
-    names = set_up(root, holders)  # for its certificates and keys
+    names, rounds = set_up(root, task), task.flower_rounds  # for its certificates and keys
     for name, text in BUNDLE.items():
         path = root / "bundle" / name
         path.parent.mkdir(exist_ok=True)
@@ -436,12 +476,12 @@ def flower(root: Path, holders: int, rounds: int) -> Result:
 
             def connected() -> bool:
                 nodes = control.ListNodes(ListNodesRequest()).nodes_info
-                return sum(node.status == "online" for node in nodes) == holders
+                return sum(node.status == "online" for node in nodes) == task.holders
 
             wait_for(connected, START_S, "starting the supernodes")
             start_s = time.monotonic() - begin
             meter, ordered = Meter(pids), time.time()
-            config = {"out": str(out), "rounds": rounds, "nodes": holders, "size": MESSAGE_BYTES}
+            config = {"out": str(out), "rounds": rounds, "nodes": task.holders, "size": MESSAGE_BYTES}
             control.StartRun(
                 StartRunRequest(
                     fab=Fab(hash_str=hashlib.sha256(fab).hexdigest(), content=fab),
@@ -484,6 +524,7 @@ def listens(host: str, port: int) -> bool:
 
 LINES = (
     ("round_s", "from one round to the next, median, s", "{:.3f}"),
+    ("round_s_mean", "  mean", "{:.3f}"),
     ("round_s_least", "  shortest", "{:.3f}"),
     ("round_s_most", "  longest", "{:.3f}"),
     ("rounds", "  rounds measured", "{}"),
@@ -501,42 +542,77 @@ def out_of_time(*_: object) -> None:
     raise SystemExit(f"not done within {LIMIT_S} s; give fewer holders or rounds")
 
 
-def main() -> None:
-    """Read the arguments, run, print."""
+def measure(task: Task, trusts: list[str], *, with_flower: bool) -> dict[str, dict[str, object]]:
+    """Run the systems in turn, Assay's twice; return the figures of each."""
+    systems: dict[str, Callable[[Path], Result]] = {
+        trust: lambda root, trust=trust: assay(root, task, trust) for trust in trusts
+    }
+    if with_flower:
+        systems["flower"] = lambda root: flower(root, task)
+    results: dict[str, list[Result]] = {name: [] for name in systems}
+    with tempfile.TemporaryDirectory(prefix="assay-rounds-") as scratch:
+        for turn, name in enumerate([*systems, *trusts]):
+            root = Path(scratch) / str(turn)
+            root.mkdir()
+            results[name].append(systems[name](root))
+    return {name: summary(each) for name, each in results.items()}
+
+
+def comparisons(found: dict[str, dict[str, object]]) -> dict[str, float]:
+    """Return what follows from the medians: ratios to Flower, and what secure aggregation adds."""
+    medians = {name: float(str(each["round_s"])) for name, each in found.items()}
+    ratios = {
+        f"{name}_times_faster_than_flower": round(medians["flower"] / seconds, 1)
+        for name, seconds in medians.items()
+        if "flower" in medians and name != "flower"
+    }
+    if {"distributed", "local"} <= medians.keys():
+        ratios["secure_aggregation_adds_s"] = round(medians["distributed"] - medians["local"], 4)
+    return ratios
+
+
+def arguments() -> argparse.Namespace:
+    """Read and check the arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--holders", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=10, help="of Flower; Assay does ten times as many")
+    parser.add_argument("--rounds", type=int, default=100, help="of Assay; Flower does a tenth")
+    parser.add_argument("--features", type=int, default=1, help="each gives 13 values a round")
+    parser.add_argument("--trust", action="append", choices=("distributed", "local"))
+    parser.add_argument("--no-flower", action="store_true", help="measure Assay alone")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    if not (2 <= options.holders <= 10 and 4 <= options.rounds <= 100):
-        parser.error("--holders is 2 to 10, --rounds 4 to 100")
+    options.trust = list(dict.fromkeys(options.trust or ["distributed"]))
+    fewest = 3 if "distributed" in options.trust else 2
+    if not (
+        fewest <= options.holders <= 10 and 20 <= options.rounds <= 1000 and 1 <= options.features <= 100
+    ):
+        parser.error(f"--holders is {fewest} to 10, --rounds 20 to 1000, --features 1 to 100")
+    return options
+
+
+def main() -> None:
+    """Run and print."""
+    options = arguments()
+    task = Task(holders=options.holders, features=options.features, rounds=options.rounds)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGALRM, out_of_time)
     signal.alarm(LIMIT_S)
     load = os.getloadavg()[0]
-    results: dict[str, list[Result]] = {"assay": [], "flower": []}
-    with tempfile.TemporaryDirectory(prefix="assay-rounds-") as scratch:
-        for turn, (name, measure, rounds) in enumerate(
-            (
-                ("assay", assay, 10 * options.rounds),
-                ("flower", flower, options.rounds),
-                ("assay", assay, 10 * options.rounds),
-            )
-        ):
-            root = Path(scratch) / str(turn)
-            root.mkdir()
-            results[name].append(measure(root, options.holders, rounds))
-    ours, theirs = summary(results["assay"]), summary(results["flower"])
-    ratio = round(theirs["round_s"] / ours["round_s"], 1)
+    found = measure(task, options.trust, with_flower=not options.no_flower)
+    facts = {"holders": task.holders, "features": task.features, "cores": os.cpu_count(), "load_before": load}
     if options.json:
-        facts = {"holders": options.holders, "cores": os.cpu_count(), "load_before": load}
-        print(json.dumps({**facts, "assay": ours, "flower": theirs, "times_faster": ratio}))
+        print(json.dumps({**facts, **found, **comparisons(found)}))
         return
-    print(f"{options.holders} holders on {os.cpu_count()} cores, load before the start {load:.1f}")
-    print(f"{'':<52}{'Assay':>10}{'Flower':>10}")
+    print(
+        "{holders} holders, {features} feature(s), {cores} cores, load before {load_before:.1f}".format(
+            **facts
+        )
+    )
+    print(f"{'':<52}{''.join(f'{name:>13}' for name in found)}")
     for key, words, form in LINES:
-        print(f"{words:<52}{form.format(ours[key]):>10}{form.format(theirs[key]):>10}")
-    print(f"Assay's round is {ratio} times as fast as stock Flower's")
+        print(f"{words:<52}{''.join(f'{form.format(each[key]):>13}' for each in found.values())}")
+    for words, number in comparisons(found).items():
+        print(f"{words.replace('_', ' ')}: {number:g}")
 
 
 if __name__ == "__main__":

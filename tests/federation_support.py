@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -59,8 +61,9 @@ rounds = 40
 [privacy]
 epsilon = 1.0
 delta = 1e-6
-trust = "local"
+trust = "distributed"
 """
+LOCAL = STUDY.replace('trust = "distributed"', 'trust = "local"')
 
 
 def write_records(path: Path, rows: int = 2000, seed: int = 0) -> None:
@@ -156,6 +159,18 @@ class Federation:
         """Return one run as the coordinator tells it."""
         return next(r for r in assay_json("server", "status", self.coordinator)["runs"] if r["run"] == run)
 
+    def train(self, study: str = STUDY, *, wait: bool = True) -> dict:
+        """Order a run of a study's text and return it as the coordinator tells it, ended if ``wait``."""
+        self.study.write_text(study, encoding="utf-8")
+        options = ["--wait"] if wait else []
+        return assay_json("server", "train", self.coordinator, self.study, *options)
+
+    def kill(self, name: str) -> None:
+        """End a process the hard way, as a power cut would."""
+        process = self.processes.process(name)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+
     def await_round(self, run: str, number: int) -> None:
         """Wait until a run has passed a round."""
 
@@ -174,6 +189,10 @@ class Federation:
     def ledger(self, name: str) -> dict:
         """Return a holder's verified ledger."""
         return assay_json("privacy", "ledger", self.root / name, "--verify")
+
+    def audit(self, name: str, *options: object) -> dict:
+        """Check a holder's audit log and ledger offline and return the verdict."""
+        return assay_json("privacy", "audit", self.root / name, *options)
 
     def charges(self, name: str, run: str) -> list[int]:
         """Return the rounds charged to a holder for a run, in ledger order."""

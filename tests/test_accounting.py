@@ -87,6 +87,40 @@ def test_full_batch_agrees_with_dp_accounting(noise_multiplier, steps, delta):
     assert true_delta(math.sqrt(steps) / noise_multiplier, ours) <= delta
 
 
+def pld_epsilon(cost: RunCost, rounds: int, delta: float, *, factor: float, times: int = 1) -> float:
+    """The PLD accountant's epsilon of a run whose releases move by ``factor`` sensitivities."""
+    theirs = PLDAccountant()
+    theirs.compose(SelfComposedDpEvent(GaussianDpEvent(cost.counts.noise_multiplier / factor), times))
+    gradient = GaussianDpEvent(cost.gradient(rounds).noise_multiplier / factor)
+    theirs.compose(SelfComposedDpEvent(gradient, rounds * times))
+    return theirs.get_epsilon(delta)
+
+
+@pytest.mark.parametrize(("rounds", "delta"), [(15, 1e-8), (30, 1e-6), (60, 1e-6)])
+@pytest.mark.parametrize("holders", [1, 2, 3, 5])
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 2.0, 4.0, 8.0])
+def test_a_distributed_run_keeps_its_promise_by_dp_accounting(epsilon, holders, rounds, delta):
+    """60 settings: a person at k holders moves the one noisy sum by k sensitivities."""
+    target = PrivacyTarget(epsilon=epsilon, delta=delta, holders_per_person=holders)
+    cost = RunCost.of(target)
+    assert target.trust == "distributed"
+    assert pld_epsilon(cost, rounds, delta, factor=holders) == pytest.approx(epsilon, rel=1e-3)
+    mu = math.sqrt(mu2_of(cost.total(rounds)))
+    assert true_delta(mu * holders, epsilon) <= delta
+
+
+@pytest.mark.parametrize("shares", [2, 3, 9])
+@pytest.mark.parametrize("holders", [1, 3])
+@pytest.mark.parametrize("epsilon", [0.5, 4.0])
+def test_what_is_left_if_aggregation_fails_by_dp_accounting(epsilon, holders, shares):
+    """12 settings: each release has one share of the noise, and k holders' releases compose."""
+    target = PrivacyTarget(epsilon=epsilon, delta=1e-6, holders_per_person=holders)
+    theirs = pld_epsilon(RunCost.of(target), 30, 1e-6, factor=math.sqrt(shares), times=holders)
+    ours = epsilon_of_mu(target.mu * math.sqrt(shares * holders), 1e-6)
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert (ours > epsilon) == (shares > holders)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("delta", [1e-5, 1e-6])
 @pytest.mark.parametrize(
@@ -180,7 +214,7 @@ def test_round_zero_gets_its_share():
 @pytest.mark.parametrize("holders", [2, 3, 5])
 def test_a_person_at_several_holders_keeps_the_promise(holders):
     """Separate noise: all k holders' releases compose to the target, not to more."""
-    target = PrivacyTarget(epsilon=1.0, delta=1e-6, holders_per_person=holders)
+    target = PrivacyTarget(epsilon=1.0, delta=1e-6, holders_per_person=holders, trust="local")
     everything = list(RunCost.of(target).total(30)) * holders
     assert 1 - 1e-9 <= epsilon_of(everything, 1e-6) <= 1
 
@@ -188,7 +222,7 @@ def test_a_person_at_several_holders_keeps_the_promise(holders):
 @pytest.mark.parametrize(("holders", "spent"), [(2, 2.15), (3, 3.41), (5, 6.17)])
 def test_one_sum_of_several_holders_multiplies_mu(holders, spent):
     """Without the division, a person at k holders of one sum would lose these epsilons instead of 1."""
-    target = PrivacyTarget(epsilon=1.0, delta=1e-5, holders_per_person=holders, trust="distributed")
+    target = PrivacyTarget(epsilon=1.0, delta=1e-5, holders_per_person=holders)
     assert target.mu * holders == pytest.approx(mu_of(1.0, 1e-5))
     assert epsilon_of_mu(mu_of(1.0, 1e-5) * holders, 1e-5) == pytest.approx(spent, abs=0.02)
 

@@ -56,7 +56,7 @@ def write(path, identity=IDENTITY, **changed):
         "study": STUDY,
         "theta": THETA,
         "scorecard": CARD,
-        "label": privacy_label(STUDY, rounds=30),
+        "label": privacy_label(STUDY, rounds=30, holders=3),
         "metrics": {"auroc": 0.75},
         "created": 1000.0,
         "expires": 2000.0,

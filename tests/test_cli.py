@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from federation_support import STUDY, assay, assay_json, write_records
+from federation_support import LOCAL, STUDY, assay, assay_json, write_records
 from typer.testing import CliRunner
 
 from assay.simulations.examples import example
@@ -17,9 +17,9 @@ from assay.simulations.main import build
 COMMANDS = [
     ("demo",), ("simulate",), ("study", "check"),
     ("server", "init"), ("server", "admit"), ("server", "revoke"), ("server", "serve"), ("server", "train"),
-    ("server", "status"), ("server", "models"),
+    ("server", "status"), ("server", "models"), ("server", "witness"),
     ("client", "init"), ("client", "join"), ("client", "check"), ("client", "run"), ("client", "status"),
-    ("privacy", "ledger"), ("privacy", "plan"),
+    ("privacy", "ledger"), ("privacy", "audit"), ("privacy", "plan"),
     ("model", "show"), ("model", "verify"), ("model", "score"), ("model", "explain"),
 ]  # fmt: skip
 
@@ -72,11 +72,20 @@ def test_simulate_gives_the_promised_json_and_files(study, records, tmp_path):
     keys = "auroc ks gini log_loss brier epsilon delta rounds holders rows seconds bundle report baselines"
     assert set(keys.split()) <= set(result)
     assert {"local_only_auroc", "pooled_auroc"} <= set(result["baselines"])
+    assert (result["trust"], result["tolerated"]) == ("distributed", 1)
+    assert 1 < result["epsilon_if_aggregation_fails"] < 2
     assert 0.7 < result["auroc"] < 1
     assert (result["epsilon"], result["delta"], result["rounds"]) == (1.0, 1e-6, 10)
     assert (result["holders"], result["rows"]) == (3, 1200)
     assert Path(result["report"]).stat().st_size > 10_000
     assert assay_json("model", "verify", result["bundle"])
+    assert "only their noisy sum" in Path(result["report"]).read_text(encoding="utf-8")
+
+
+def test_a_study_that_says_nothing_about_trust_is_trained_with_secure_aggregation(study, records, tmp_path):
+    study.write_text(re.sub(r"trust = .*\n", "", study.read_text()))
+    result = assay_json("simulate", study, "--data", records, "--out", tmp_path / "out")
+    assert (result["trust"], result["holders"]) == ("distributed", 3)
 
 
 def test_several_epsilons_give_a_list_and_a_bundle_each(study, records, tmp_path):
@@ -87,6 +96,7 @@ def test_several_epsilons_give_a_list_and_a_bundle_each(study, records, tmp_path
 
 
 def test_a_test_file_and_a_partition_column_are_used(study, records, tmp_path):
+    study.write_text(LOCAL)
     held = tmp_path / "held.csv"
     write_records(held, rows=400, seed=9)
     result = assay_json(
@@ -94,6 +104,8 @@ def test_a_test_file_and_a_partition_column_are_used(study, records, tmp_path):
         "--partition", "region",
     )  # fmt: skip
     assert (result["rows"], result["test_rows"]) == (1500, 400)
+    assert (result["trust"], result["tolerated"]) == ("local", None)
+    assert result["epsilon_if_aggregation_fails"] is None
 
 
 @pytest.mark.parametrize(
@@ -102,7 +114,7 @@ def test_a_test_file_and_a_partition_column_are_used(study, records, tmp_path):
         (["--epsilon", "-1"], "epsilon"),
         (["--epsilon", "nan"], "epsilon"),
         (["--epsilon", "1", "--epsilon", "1"], "each value once"),
-        (["--holders", "5000"], "--holders"),
+        (["--holders", "20000"], "--holders"),
         (["--holders", "0"], "--holders"),
         (["--partition", "nowhere"], "--partition"),
         (["--test-fraction", "1.5"], "--test-fraction"),
@@ -148,10 +160,27 @@ def test_broken_records_are_refused_by_name(study, records, tmp_path, defect):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_study_that_asks_for_what_is_not_there_is_refused_with_the_remedy(study, records, tmp_path):
-    study.write_text(study.read_text().replace('trust = "local"', 'trust = "distributed"'))
+@pytest.mark.parametrize("holders", [1, 2, 1001])
+def test_holders_that_cannot_be_summed_are_refused_with_the_remedy_before_anything_is_read(
+    study, tmp_path, holders
+):
+    out, missing = tmp_path / "out", tmp_path / "none.csv"
+    line = fails("simulate", study, "--data", missing, "--out", out, "--holders", holders, code=3)
+    assert f"holders is {holders}; allowed: 3 to 1000" in line
+    assert 'trust = "local"' in line
+    assert not out.exists()
+
+
+def test_more_tolerated_holders_need_more_holders(study, records, tmp_path):
+    study.write_text(study.read_text().replace("delta = 1e-6", "delta = 1e-6\ntolerated = 2"))
     line = fails("simulate", study, "--data", records, "--out", tmp_path / "out", code=3)
-    assert 'Set trust = "local"' in line
+    assert "allowed: 4 to 1000" in line
+
+
+def test_a_study_that_asks_for_what_is_not_there_is_refused_with_the_remedy(study, records, tmp_path):
+    study.write_text(study.read_text().replace("rounds = 10", 'model = "neural"'))
+    line = fails("simulate", study, "--data", records, "--out", tmp_path / "out", code=3)
+    assert 'Set model = "additive"' in line
 
 
 def test_a_refused_purpose_is_named_with_its_code(study):
@@ -178,7 +207,11 @@ def coordinator(tmp_path):
 
 
 def test_demo_refuses_numbers_out_of_range(tmp_path):
-    assert "--holders" in fails("demo", "--holders", 1, "--out", tmp_path / "d")
+    for holders in (1, 11):
+        assert "allowed: 3 to 10" in fails("demo", "--holders", holders, "--out", tmp_path / "d")
+    refused = fails("demo", "--holders", 2, "--out", tmp_path / "d", code=3)
+    assert "--holders is 2; allowed: 3 to 10" in refused
+    assert 'trust = "local"' in refused
     assert "epsilon" in fails("demo", "--epsilon", 0, "--out", tmp_path / "d")
     assert not (tmp_path / "d").exists()
 
@@ -197,6 +230,7 @@ def test_the_demo_runs_real_processes_and_ends_with_bundle_report_and_scores(tmp
     result = assay_json("demo", "--out", out)
     assert {"auroc", "epsilon", "delta", "rounds", "holders", "bundle", "report"} <= set(result)
     assert (result["epsilon"], result["holders"]) == (1.0, 3)
+    assert (result["trust"], result["tolerated"]) == ("distributed", 1)
     assert result["auroc"] >= 0.755
     assert result["auroc"] > result["baselines"]["local_only_auroc"]
     assert_score_adds_up(Path(result["bundle"]), out / "held-out.csv", tmp_path / "scores.csv")
@@ -204,6 +238,7 @@ def test_the_demo_runs_real_processes_and_ends_with_bundle_report_and_scores(tmp
         ledger = json.loads(assay("privacy", "ledger", out / holder, "--verify", "--json"))
         assert ledger["verified"] is True
         assert 0.99 < ledger["spent_epsilon"] <= 1.0
+        assert assay_json("privacy", "audit", out / holder)["verified"] is True
 
 
 def assert_score_adds_up(bundle, records, scores):

@@ -16,6 +16,7 @@ from toy_study import (
     ROUNDS,
     RUN,
     STUDY,
+    SUMMED,
     TEXT,
     counts,
     gradient,
@@ -27,8 +28,8 @@ from toy_study import (
 
 from assay.client.records import Records
 from assay.client.training import LocalTraining
-from assay.models.label import privacy_target
-from assay.privacy import noise, optimizer
+from assay.models.label import counts_mechanism, gradient_mechanism, privacy_target
+from assay.privacy import mechanism, noise
 from assay.privacy.accounting import RunCost, mu2_of
 from assay.privacy.errors import AssayError, BadData, BadInput, Refused
 from assay.privacy.keys import Identity
@@ -59,7 +60,7 @@ def north(tmp_path, ledger):
 @pytest.fixture
 def no_noise(monkeypatch):
     """Inside a test, and only there, releases carry no noise."""
-    monkeypatch.setattr(optimizer, "gaussian", lambda shape, std: np.zeros(shape))
+    monkeypatch.setattr(mechanism, "discrete_gaussian", lambda size, *_: np.zeros(size, dtype=np.int64))
 
 
 def entries(ledger, kind=None):
@@ -74,7 +75,7 @@ def refusal(north, question):
 
 def play(north, *, rounds=ROUNDS, run=RUN, text=TEXT):
     """Ask for a whole run and return its releases."""
-    assert north.answer(offer(text, run)) == Accepted(run=run)
+    assert isinstance(north.answer(offer(text, run)), Accepted)
     releases = [north.answer(counts(run))]
     return releases + [north.answer(gradient(r, rounds=rounds, run=run)) for r in range(1, rounds + 1)]
 
@@ -95,10 +96,14 @@ class TestOffers:
         assert refusal(north, offer()) == code
         assert entries(ledger) == []
         assert refusal(north, counts()) == "unknown"
-        assert list((tmp_path / "accepted-north").glob("*.toml")) == []
+        assert list((tmp_path / "home-north" / "accepted").glob("*.toml")) == []
 
-    def test_an_offer_that_trusts_the_coordinator_is_refused(self, north, ledger):
-        assert refusal(north, offer(TEXT + 'trust = "distributed"\n')) == "trust"
+    @pytest.mark.parametrize(("text", "allowed"), [(TEXT, "distributed"), (SUMMED, "local")])
+    def test_an_offer_under_another_trust_than_the_policy_allows_is_refused(
+        self, tmp_path, ledger, text, allowed
+    ):
+        north = holder(tmp_path, ledger=ledger, rules=policy(trust=(allowed,)))
+        assert refusal(north, offer(text)) == "trust"
         assert entries(ledger) == []
 
     def test_a_study_beyond_the_budget_is_refused_whole(self, north, ledger):
@@ -130,7 +135,7 @@ class TestOffers:
         assert refusal(north, offer()) == "data"
 
     def test_accepting_reserves_exactly_the_cost_of_the_run_and_spends_nothing(self, north, ledger):
-        assert north.answer(offer()) == Accepted(run=RUN)
+        assert isinstance(north.answer(offer()), Accepted)
         assert ledger.summary(LIMITS).spent_epsilon == 0
         reserved = ledger.summary(LIMITS).reserved_epsilon
         assert 2.0 * (1 - 1e-6) <= reserved <= 2.0
@@ -139,7 +144,7 @@ class TestOffers:
     def test_the_same_offer_twice_is_reserved_once(self, north, ledger):
         north.answer(offer())
         before = entries(ledger)
-        assert north.answer(offer()) == Accepted(run=RUN)
+        assert isinstance(north.answer(offer()), Accepted)
         assert entries(ledger) == before
 
     def test_another_study_under_an_accepted_run_is_refused(self, north, ledger):
@@ -304,7 +309,7 @@ class TestRounds:
         north = holder(tmp_path, ledger=ledger)
         north.answer(offer())
         with monkeypatch.context() as broken:
-            broken.setattr(optimizer, "gaussian", lambda shape, std: np.full(shape, np.nan))
+            broken.setattr(mechanism, "discrete_gaussian", lambda size, *_: np.full(size, 1 << 60))
             for _ in range(3):
                 with pytest.raises(BadInput):
                     north.answer(counts())
@@ -337,7 +342,7 @@ class TestRestarts:
 
     def test_an_accepted_study_is_readable_by_the_holder_only(self, tmp_path, north):
         north.answer(offer())
-        (file,) = (tmp_path / "accepted-north").glob("*.toml")
+        (file,) = (tmp_path / "home-north" / "accepted").glob("*.toml")
         assert file.stat().st_mode & 0o777 == 0o600
         assert file.read_text(encoding="utf-8") == TEXT
 
@@ -346,7 +351,7 @@ class TestClosing:
     def test_what_was_reserved_and_not_spent_is_free_again(self, north, ledger):
         north.answer(offer())
         north.answer(counts())
-        assert north.answer(Close(run=RUN, outcome="aborted")) == Closed(run=RUN)
+        assert isinstance(north.answer(Close(run=RUN, outcome="aborted")), Closed)
         summary = ledger.summary(LIMITS)
         assert summary.open_runs == ()
         assert summary.reserved_epsilon == summary.spent_epsilon
@@ -363,7 +368,7 @@ class TestClosing:
         north.answer(offer())
         north.answer(Close(run=RUN, outcome="done"))
         before = entries(ledger)
-        assert north.answer(Close(run=RUN, outcome="done")) == Closed(run=RUN)
+        assert isinstance(north.answer(Close(run=RUN, outcome="done")), Closed)
         assert entries(ledger) == before
 
     def test_closing_an_unknown_run_is_refused(self, north):
@@ -372,7 +377,7 @@ class TestClosing:
     def test_a_closed_run_leaves_no_file_behind(self, tmp_path, north):
         north.answer(offer())
         north.answer(Close(run=RUN, outcome="done"))
-        assert list((tmp_path / "accepted-north").glob("*.toml")) == []
+        assert list((tmp_path / "home-north" / "accepted").glob("*.toml")) == []
 
 
 def person(rows, *, income, delay, balance, house, label):
@@ -474,6 +479,11 @@ T1_ROUNDS = 60
 FALSE_ALARM = 1e-6
 
 
+def mechanism_of(number, rounds):
+    """What the coordinator expects a release to be."""
+    return gradient_mechanism(STUDY, GRID, rounds) if number else counts_mechanism(STUDY, GRID)
+
+
 def noise_of(tmp_path, label):
     """Noise of many releases of two holders with the same records, in units of the promised std / sqrt 2."""
     data, released = records(50), []
@@ -482,8 +492,7 @@ def noise_of(tmp_path, label):
         released.append(play(north, rounds=T1_ROUNDS))
     difference = []
     for one, other in zip(*released, strict=True):
-        event = COST.counts if one.round == 0 else COST.gradient(T1_ROUNDS)
-        std = event.noise_multiplier * math.sqrt(FEATURES + (one.round > 0))
+        std = mechanism_of(one.round, T1_ROUNDS).std
         difference.append((one.values - other.values) * one.unit / (std * math.sqrt(2)))
     return difference
 
@@ -493,6 +502,15 @@ def looks_right(difference):
     flat = np.concatenate(difference)
     low, high = stats.chi2.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], df=flat.size)
     return bool(low <= np.sum(flat**2) <= high)
+
+
+def weaken(monkeypatch, factor):
+    """Give every release only so much of its noise variance."""
+    monkeypatch.setattr(
+        mechanism,
+        "discrete_gaussian",
+        lambda size, variance, *rest: noise.discrete_gaussian(size, math.ceil(variance * factor), *rest),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -506,11 +524,11 @@ class TestNoise:
         assert looks_right(difference[:1])  # the counts alone
 
     def test_half_the_noise_would_be_noticed(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(optimizer, "gaussian", lambda shape, std: noise.gaussian(shape, std / 2))
+        weaken(monkeypatch, 1 / 4)
         assert not looks_right(noise_of(tmp_path, "half"))
 
     def test_a_fifth_less_noise_would_be_noticed(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(optimizer, "gaussian", lambda shape, std: noise.gaussian(shape, std * 0.8))
+        weaken(monkeypatch, 0.8**2)
         assert not looks_right(noise_of(tmp_path, "less"))
 
     def test_no_noise_would_be_noticed(self, tmp_path, no_noise):
@@ -587,12 +605,17 @@ class TestAccount:
     def test_opacus_accountant_has_the_last_word_whatever_was_charged_before(self):
         """A fresh training object, as after a restart, with a history that already fills the promise."""
         training, spent = LocalTraining(STUDY, records(50)), [COST.counts] * 10
-        assert training.noisy_counts(COST.counts, spent).shape == (GRID.size,)
+        assert training.counts(COST.counts, spent, 1).shape == (GRID.size,)
         with pytest.raises(AssayError, match="more than the study promises"):
-            training.noisy_counts(COST.counts, [*spent, COST.gradient(1000)])
+            training.counts(COST.counts, [*spent, COST.gradient(1000)], 1)
 
     def test_every_release_is_the_one_that_was_charged(self, north, ledger):
         for release in play(north):
             assert isinstance(release, Release)
             row = next(entry for entry in entries(ledger, "charge") if entry["round"] == release.round)
-            assert release.unit == noise.grid_unit(row["noise_multiplier"] * row["sensitivity"])
+            expected = mechanism_of(release.round, ROUNDS)
+            assert release.unit == expected.unit
+            assert row["noise_multiplier"] == expected.noise_multiplier
+            assert row["sensitivity"] == expected.l2_clip_norm
+            assert (row["noise_share"], row["question"]) == (1.0, "")
+            assert expected.std >= row["noise_multiplier"] * row["sensitivity"]

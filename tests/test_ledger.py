@@ -1,5 +1,6 @@
 """The ledger: nothing is spent twice, forgotten, exceeded or changed without being noticed."""
 
+import hashlib
 import json
 import signal
 import sqlite3
@@ -7,8 +8,10 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -16,8 +19,9 @@ from typer.testing import CliRunner
 from assay.privacy.accounting import Event, PrivacyTarget, RunCost, epsilon_of
 from assay.privacy.cli import app
 from assay.privacy.errors import BadInput, Refused, Tampered, Unavailable
-from assay.privacy.keys import Identity
+from assay.privacy.keys import Identity, canonical_json
 from assay.privacy.ledger import YEAR_S, Ledger, Limits
+from assay.privacy.ledger_store import COLUMNS
 
 IDENTITY = Identity.generate()
 COST = RunCost.of(PrivacyTarget(epsilon=1.0, delta=1e-6))
@@ -250,6 +254,80 @@ def test_a_round_cannot_be_repeated_at_another_cost(ledger, changed):
     assert caught.value.code == "changed"
 
 
+def test_a_round_cannot_be_asked_another_question(ledger):
+    ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+    asked = {"run": "a", "round": 0, "mechanism": "gaussian", "sensitivity": 5.0, "event": COST.counts}
+    assert ledger.charge(**asked, question="these holders", noise_share=0.25) is None
+    for changed, words in (
+        ({"question": "other holders", "noise_share": 0.25}, "another question"),
+        ({"question": "these holders", "noise_share": 0.5}, "another cost"),
+        ({}, "another cost"),
+    ):
+        for _ in range(2):
+            with pytest.raises(Refused, match=words) as caught:
+                ledger.charge(**asked, **changed)
+            assert caught.value.code == "changed"
+            ledger.release(run="a", round=0, payload=b"x")  # also when it was released
+    assert ledger.charge(**asked, question="these holders", noise_share=0.25) == b"x"
+    entry = ledger.summary(LIMITS).entries[2]
+    assert (entry["question"], entry["noise_share"]) == ("these holders", 0.25)
+
+
+def test_a_round_is_opened_for_one_list_of_survivors(ledger):
+    ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+    charge(ledger)
+    with pytest.raises(Refused, match="not released"):
+        ledger.open_round(run="a", round=0, survivors="x,y,z")
+    ledger.release(run="a", round=0, payload=b"first")
+    ledger.open_round(run="a", round=0, survivors="x,y,z")
+    ledger.open_round(run="a", round=0, survivors="x,y,z")
+    for survivors in ("x,y", "x,y,z,w", ""):
+        with pytest.raises(Refused, match="other survivors") as caught:
+            ledger.open_round(run="a", round=0, survivors=survivors)
+        assert caught.value.code == "changed"
+    kinds = [entry["kind"] for entry in ledger.summary(LIMITS).entries]
+    assert kinds.count("open") == 1
+    with pytest.raises(Refused, match="not reserved"):
+        ledger.open_round(run="b", round=0, survivors="x,y,z")
+    charge(ledger, number=1, event=COST.gradient(5))
+    ledger.release(run="a", round=1, payload=b"second")
+    ledger.close_run(run="a", outcome="done")
+    ledger.open_round(run="a", round=0, survivors="x,y,z")
+    with pytest.raises(Refused, match="closed"):
+        ledger.open_round(run="a", round=1, survivors="x,y,z")
+    ledger.verify()
+
+
+@pytest.mark.parametrize("kind", ["charge", "release", "open"])
+def test_the_file_itself_holds_one_row_of_a_kind_per_round(ledger, kind):
+    """Should a check above it fail, the database still refuses."""
+    ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+    ledger._append(kind=kind, study="card", run="a", round=0)
+    with pytest.raises(sqlite3.IntegrityError):
+        ledger._append(kind=kind, study="card", run="a", round=0)
+
+
+def test_what_was_rolled_back_is_not_remembered(ledger):
+    """The account kept in memory follows the file, also where a transaction fails after it was looked at."""
+    ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+    row = {"mechanism": "m", "sensitivity": 1.0, "noise_multiplier": 50.0, "sample_rate": 1.0, "steps": 1}
+    with pytest.raises(KeyError), ledger._store.transaction():
+        ledger._append(kind="charge", study="card", run="a", round=0, **row)
+        assert len(ledger._run("a").charged) == 1
+        raise KeyError
+    assert ledger.charged("a") == ()
+    charge(ledger)
+    assert ledger.charged("a") == (COST.counts,)
+
+
+def test_an_abort_refunds_nothing(ledger):
+    ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+    charge(ledger)
+    before = ledger.summary(LIMITS).spent_epsilon
+    ledger.close_run(run="a", outcome="aborted")
+    assert ledger.summary(LIMITS).spent_epsilon == before > 0
+
+
 def test_a_charge_beyond_the_reservation_is_refused(ledger):
     ledger.reserve(study="card", run="a", planned=COST.total(30), limits=LIMITS)
     charge(ledger)
@@ -310,6 +388,13 @@ def test_a_charge_that_makes_no_sense_is_refused(ledger, values):
     ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
     with pytest.raises(BadInput):
         charge(ledger, **values)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan"), float("inf")])
+def test_a_noise_share_is_a_part_of_the_whole(ledger, share):
+    ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+    with pytest.raises(BadInput, match="noise_share"):
+        ledger.charge(run="a", round=0, mechanism="m", sensitivity=1.0, event=COST.counts, noise_share=share)
 
 
 def test_an_empty_plan_is_refused(ledger):
@@ -390,9 +475,14 @@ def test_a_refused_opening_lets_go_of_the_lock(path):
 def test_a_newer_or_foreign_file_is_refused(path):
     Ledger.open(path, IDENTITY).close()
     with sqlite3.connect(path) as database:
-        database.execute("PRAGMA user_version = 2")
+        database.execute("PRAGMA user_version = 3")
     database.close()
-    with pytest.raises(BadInput, match="ledger version is 2; allowed: 1"):
+    with pytest.raises(BadInput, match="ledger version is 3; allowed: 2"):
+        Ledger.open(path, IDENTITY)
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    with pytest.raises(BadInput, match=r"version is 1; allowed: 2\. Use the version of Assay that wrote it"):
         Ledger.open(path, IDENTITY)
     with sqlite3.connect(path) as database:
         database.execute("PRAGMA user_version = 0")
@@ -439,6 +529,16 @@ TAMPERING = {
     ),
     "a changed payload": ("UPDATE ledger SET payload = x'00' WHERE seq = 6", "row 6: the released bytes"),
     "a removed payload": ("UPDATE ledger SET payload = NULL WHERE seq = 6", "row 6: the released bytes"),
+    "an edited question": ("UPDATE ledger SET question = 'other' WHERE seq = 3", "row 3"),
+    "an edited noise share": ("UPDATE ledger SET noise_share = 0.5 WHERE seq = 3", "row 3"),
+    "another next key": ("UPDATE ledger SET next_key = prev_hash WHERE seq = 4", "row 4"),
+    "a value no row can hold": ("UPDATE ledger SET sensitivity = 9e999 WHERE seq = 4", "row 4 is damaged"),
+    "no release key": ("DELETE FROM release_key", "the release key is not the one that row 11 names"),
+    "another release key": (
+        "UPDATE release_key SET private = randomblob(32)",
+        "the release key is not the one that row 11 names",
+    ),
+    "a release key cut short": ("UPDATE release_key SET private = x'00'", "the release key is not"),
     "a forged signature": (
         "UPDATE ledger SET signature = zeroblob(64) WHERE seq = 7",
         "row 7: the signature",
@@ -472,7 +572,7 @@ def test_another_holders_ledger_does_not_verify(path):
 
 
 def test_a_row_moved_to_another_ledger_of_the_same_holder_is_noticed(tmp_path):
-    """Same key, other history: the link to the row before it does not fit."""
+    """Same identity, other history: other release keys."""
     for name, rounds in (("one", 2), ("two", 3)):
         with Ledger.open(tmp_path / name, IDENTITY, Clock()) as ledger:
             play(ledger, name, rounds=rounds)
@@ -481,8 +581,181 @@ def test_a_row_moved_to_another_ledger_of_the_same_holder_is_noticed(tmp_path):
         f"ATTACH '{tmp_path / 'one'}' AS other; DELETE FROM ledger WHERE seq = 3;"
         "INSERT INTO ledger SELECT * FROM other.ledger WHERE seq = 3",
     )
-    with pytest.raises(Tampered, match="row 3 does not follow"):
+    with pytest.raises(Tampered, match="row 3: the signature"):
         Ledger.open(tmp_path / "two", IDENTITY)
+
+
+def test_any_flipped_byte_is_noticed_or_changes_nothing(path):
+    """Bytes that SQLite does not read may change; what the ledger says may not."""
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        play(ledger, "a")
+        said = ledger.summary(LIMITS)
+    whole = path.read_bytes()
+    noticed = 0
+    for position in range(0, len(whole), 23):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x41]) + whole[position + 1 :])
+        try:
+            with Ledger.open(path, IDENTITY, Clock(), read_only=True) as reader:
+                reader.verify()
+                assert reader.summary(LIMITS) == said
+        except (BadInput, Tampered, Unavailable):
+            noticed += 1
+    assert noticed > 100
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "DROP INDEX once_per_round",
+        "CREATE TRIGGER forget AFTER INSERT ON ledger BEGIN DELETE FROM ledger WHERE seq = new.seq - 1; END",
+        "ALTER TABLE ledger RENAME COLUMN question TO answer",
+    ],
+)
+def test_changed_tables_are_noticed(path, script):
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        play(ledger, "a")
+    tamper(path, script)
+    for read_only in (True, False):
+        with pytest.raises(Tampered, match="not those of a ledger"):
+            Ledger.open(path, IDENTITY, read_only=read_only)
+
+
+def test_an_index_that_lost_a_round_is_noticed(path):
+    """The index says whether a round was charged before: rows are whole, and the round looks new."""
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        play(ledger, "a")
+    with sqlite3.connect(path) as database:
+        (page,) = database.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'once_per_round'"
+        ).fetchone()
+        (size,) = database.execute("PRAGMA page_size").fetchone()
+    database.close()
+    data = bytearray(path.read_bytes())
+    at = (page - 1) * size + 3  # number of cells of the index's root page
+    data[at : at + 2] = (int.from_bytes(data[at : at + 2], "big") - 1).to_bytes(2, "big")
+    path.write_bytes(data)
+    with pytest.raises(Tampered, match="damaged"):
+        Ledger.open(path, IDENTITY)
+
+
+# --- the release key --------------------------------------------------------------------------------
+
+
+def resign(path, seq, identity, **changes):
+    """Edit row ``seq``, sign it anew, and link and sign all that follows with the same key."""
+    database = sqlite3.connect(path)
+    database.row_factory = sqlite3.Row
+    last = None
+    for row in database.execute("SELECT * FROM ledger WHERE seq >= ? ORDER BY seq", (seq,)).fetchall():
+        body = {column: row[column] for column in COLUMNS} | (changes if row["seq"] == seq else {})
+        body["prev_hash"] = last or body["prev_hash"]
+        signed = canonical_json(body)
+        last = hashlib.sha256(signed).hexdigest()
+        names = ", ".join(f"{column} = ?" for column in COLUMNS)
+        database.execute(
+            f"UPDATE ledger SET {names}, signature = ? WHERE seq = ?",
+            [*body.values(), identity.sign("ledger", signed), row["seq"]],
+        )
+    head = canonical_json({"hash": last, "seq": row["seq"]})
+    signature = IDENTITY.sign("ledger-head", head)
+    database.execute("UPDATE head SET hash = ?, signature = ?", (last, signature))
+    database.commit()
+    database.close()
+
+
+@pytest.mark.parametrize("seq", [2, 5, 11])
+def test_the_identity_key_cannot_rewrite_a_past_row(path, seq):
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        play(ledger, "a")
+    resign(path, seq, IDENTITY, study="cheaper")
+    with pytest.raises(Tampered, match=f"row {seq}: the signature"):
+        Ledger.open(path, IDENTITY)
+
+
+def test_todays_release_key_cannot_rewrite_a_past_row(path):
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        play(ledger, "a")
+        stored = ledger._store._db.execute("SELECT private FROM release_key").fetchone()["private"]
+    resign(path, 11, Identity(Ed25519PrivateKey.from_private_bytes(stored)), outcome="aborted")
+    with pytest.raises(Tampered, match="row 11: the signature"):
+        Ledger.open(path, IDENTITY)
+
+
+def test_no_file_holds_a_release_key_that_signed(path):
+    """Nor the write-ahead log: each key is gone when the call that used it returns."""
+    keys = []
+
+    def search():
+        files = b"".join(file.read_bytes() for file in path.parent.iterdir())
+        keys.append(ledger._store._db.execute("SELECT private FROM release_key").fetchone()["private"])
+        assert keys[-1] in files
+        assert not [number for number, key in enumerate(keys[:-1]) if key != keys[-1] and key in files]
+
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+        search()
+        for number in range(12):
+            charge(ledger, number=number, event=COST.gradient(40))
+            search()
+            ledger.release(run="a", round=number, payload=bytes(5000))
+            search()
+            ledger.open_round(run="a", round=number, survivors="x,y,z")
+            search()
+    assert len(set(keys)) == 37
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        search()
+
+
+def test_a_reader_in_the_way_does_not_hold_up_a_charge(path):
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+        with Ledger.open(path, IDENTITY, read_only=True) as reader, reader._store.transaction(write=False):
+            reader._store.rows()
+            began = time.monotonic()
+            charge(ledger)
+            assert time.monotonic() - began < 5.0
+        ledger.release(run="a", round=0, payload=b"x")
+        ledger.verify()
+
+
+# --- older copies and clones ------------------------------------------------------------------------
+
+
+def test_whoever_saw_a_later_row_notices_an_older_copy_and_a_clone(path, tmp_path):
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        empty = ledger.head()
+        play(ledger, "a", study="one")
+        common = ledger.head()
+    clone = tmp_path / "clone.sqlite"
+    clone.write_bytes(path.read_bytes())
+    clone.chmod(0o600)
+    heads = []
+    for file in (path, clone):  # both go on, and each is genuine in itself
+        with Ledger.open(file, IDENTITY, Clock()) as ledger:
+            play(ledger, "b", study=file.name)
+            ledger.verify()
+            heads.append(ledger.head())
+            for head in (empty, common, heads[-1]):
+                ledger.require_prefix(*head)
+    (seq, first), (same_seq, second) = heads
+    assert seq == same_seq
+    with Ledger.open(clone, IDENTITY, Clock()) as ledger:
+        for number, digest in ((seq, first), (seq + 1, second), (3, second), (0, "00" * 32), (-1, second)):
+            with pytest.raises(Refused, match="older copy, or its directory was cloned") as caught:
+                ledger.require_prefix(number, digest)
+            assert caught.value.code == "ledger"
+            assert "\n" not in str(caught.value)
+
+
+def test_every_row_can_be_asked_for(ledger):
+    heads = [ledger.head()]
+    ledger.reserve(study="card", run="a", planned=[COST.counts], limits=LIMITS)
+    heads.append(ledger.head())
+    charge(ledger)
+    heads.append(ledger.head())
+    for number, (seq, digest) in enumerate(heads):
+        assert seq == number
+        ledger.require_prefix(seq, digest)
 
 
 # --- crashes ----------------------------------------------------------------------------------------

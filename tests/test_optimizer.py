@@ -13,6 +13,7 @@ from scipy import stats
 
 from assay.privacy.accounting import Event, PrivacyTarget, RunCost, epsilon_of
 from assay.privacy.errors import BadInput
+from assay.privacy.mechanism import IntegerMechanism
 from assay.privacy.optimizer import (
     ExactAccountant,
     PrivateStep,
@@ -61,13 +62,11 @@ class LogisticSum:
         return (residual @ inputs).unsqueeze(0), residual.sum().unsqueeze(0)
 
 
-def step(size=4, noise_multiplier=3.0, l2_clip_norm=2.0, accountant=None):
-    return PrivateStep(
-        size=size,
-        l2_clip_norm=l2_clip_norm,
-        noise_multiplier=noise_multiplier,
-        accountant=ExactAccountant() if accountant is None else accountant,
+def step(size=4, noise_multiplier=3.0, l2_clip_norm=2.0, accountant=None, contributors=1):
+    mechanism = IntegerMechanism(
+        size=size, l2_clip_norm=l2_clip_norm, noise_multiplier=noise_multiplier, contributors=contributors
     )
+    return PrivateStep(mechanism, ExactAccountant() if accountant is None else accountant)
 
 
 def variance_p_value(values, std):
@@ -75,48 +74,67 @@ def variance_p_value(values, std):
     return 2 * min(below, 1 - below)
 
 
-def released_noise(fault=1.0):
-    """Noise of 100 releases of 1,000 values whose clipped sum is zero."""
-    private = step(size=1000, noise_multiplier=3.0 * fault)
+def released_noise(fault=1.0, contributors=1):
+    """Noise of 100 releases of 1,000 values whose clipped sum is zero, in units of the sum."""
+    private = step(size=1000, noise_multiplier=3.0 * fault, contributors=contributors)
     zero = Constant(np.zeros(1000))
-    return np.concatenate([private.release(zero, zero.value) for _ in range(100)])
+    values = [private.release(zero, zero.value) for _ in range(100)]
+    return np.concatenate(values) * private.mechanism.unit
 
 
 # --- releases ---------------------------------------------------------------------------------------
 
+# What rounding 1,000 values adds to the noise of 6.0: 1,000 of these are counted in the sensitivity.
+STD = step(size=1000).mechanism.std
+
 
 def test_a_release_has_the_promised_noise():
     noise = released_noise()
-    assert variance_p_value(noise, 6.0) > FALSE_ALARM
-    assert stats.kstest(noise, stats.norm(scale=6.0).cdf).pvalue > FALSE_ALARM
-    correlation = float(noise[:-1] @ noise[1:]) / 36.0 / math.sqrt(noise.size)
+    assert pytest.approx(6.0, rel=1e-3) == STD
+    assert variance_p_value(noise, STD) > FALSE_ALARM
+    assert stats.kstest(noise, stats.norm(scale=STD).cdf).pvalue > FALSE_ALARM
+    correlation = float(noise[:-1] @ noise[1:]) / STD**2 / math.sqrt(noise.size)
     assert 2 * stats.norm.sf(abs(correlation)) > FALSE_ALARM
+
+
+def test_a_share_has_its_part_of_the_variance():
+    assert variance_p_value(released_noise(contributors=4), STD / 2) > FALSE_ALARM
+    assert variance_p_value(released_noise(contributors=4), STD / 4) < FALSE_ALARM
 
 
 @pytest.mark.parametrize("fault", [0.5, 0.97, 1.03])
 def test_control_wrong_noise_is_noticed(fault):
-    assert variance_p_value(released_noise(fault), 6.0) < FALSE_ALARM
+    assert variance_p_value(released_noise(fault), STD) < FALSE_ALARM
 
 
 def test_control_noise_repeated_every_round_is_noticed():
     once = released_noise()[:1000]
     values = np.tile(once, 100).reshape(100, 1000).mean(axis=0)
-    assert variance_p_value(values, 6.0 / 10) < FALSE_ALARM
+    assert variance_p_value(values, STD / 10) < FALSE_ALARM
 
 
 def test_the_sum_itself_is_not_changed():
     """The mean of many releases is the sum: nothing is divided by a number of rows."""
     value = np.array([1e3, -5.0, 0.0, 0.25])
     private = step()
-    mean = np.mean([private.release(Constant(value), value) for _ in range(2000)], axis=0)
-    assert (2 * stats.norm.sf(np.abs(mean - value) / (6.0 / math.sqrt(2000))) > FALSE_ALARM / 4).all()
+    unit, std = private.mechanism.unit, private.mechanism.std
+    mean = np.mean([private.release(Constant(value), value) * unit for _ in range(2000)], axis=0)
+    assert (2 * stats.norm.sf(np.abs(mean - value) / (std / math.sqrt(2000))) > FALSE_ALARM / 4).all()
 
 
-def test_releases_keep_float64():
-    value = np.array([2.0**30 + 2.0**-20, 0.0, 0.0, 0.0])
-    noisy = step(noise_multiplier=1e-9).release(Constant(value), value)
-    assert noisy.dtype == np.float64
-    assert abs(noisy[0] - value[0]) < 2.0**-22
+def test_releases_are_whole_numbers_that_float64_and_torch_carry_exactly(monkeypatch):
+    largest = np.array([2**43 - 1, 1 - 2**43, 0, 1])
+    monkeypatch.setattr(IntegerMechanism, "noisy", lambda self, clipped_sum: largest)
+    released = step().release(Constant(np.zeros(4)), np.zeros(4))
+    assert released.dtype == np.int64
+    assert np.array_equal(released, largest)
+
+
+def test_a_share_is_counted_as_the_whole_noise():
+    """The accountant prices what the coordinator sees: the sum of the shares."""
+    accountant, zero = ExactAccountant(), Constant(np.zeros(4))
+    step(accountant=accountant, contributors=5).release(zero, zero.value)
+    assert accountant.history == [(3.0, 1.0, 1)]
 
 
 def test_seeding_torch_and_numpy_does_not_repeat_a_release():
@@ -157,6 +175,7 @@ def test_a_whole_run_ends_at_its_target():
         (Constant(np.zeros((4, 1))), "clipped sum"),
         (Constant([0.0, np.nan, 0.0, 0.0]), "finite"),
         (Constant([0.0, np.inf, 0.0, 0.0]), "finite"),
+        (Constant([0.0, 1e300, 0.0, 0.0]), "noisy sum"),
     ],
 )
 def test_a_sum_that_is_not_as_agreed_is_refused_and_not_counted(clipped, words):
@@ -177,12 +196,10 @@ def test_the_sum_of_the_caller_is_left_alone():
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.inf, math.nan])
-def test_noise_and_bound_must_be_positive_and_finite(bad):
+def test_noise_and_bound_of_training_must_be_positive_and_finite(bad):
     for values in ({"noise_multiplier": bad}, {"l2_clip_norm": bad}):
         with pytest.raises(BadInput):
-            step(**values)
-    with pytest.raises(BadInput, match="size"):
-        step(size=0)
+            trainer(Logistic(1), 10, **values)
 
 
 # --- the accountant ---------------------------------------------------------------------------------

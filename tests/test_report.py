@@ -20,10 +20,13 @@ from assay.simulations.report import (
     Metrics,
     PersonLine,
     Report,
+    Trust,
     write_report,
 )
 from assay.simulations.tallies import calibration_rows, score_rows
 
+DISTRIBUTED = Trust(mode="distributed", tolerated=2, fallback_epsilon=2.345)
+LOCAL = Trust(mode="local", tolerated=None, fallback_epsilon=None)
 HOSTILE = '<script>alert("1")</script>\u202e\x00\'&'
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -61,6 +64,7 @@ def a_report(rows: int = 400, **changes: object) -> Report:
         ),
         "epsilon": 1.5,
         "delta": 1e-6,
+        "trust": DISTRIBUTED,
         "rounds": 37,
         "seconds": 4.25,
         "label_words": "Privacy: epsilon 1.5.\nNot covered:\n  - What a score tells.\n  - Timing.",
@@ -218,6 +222,26 @@ def test_numbers_shown_are_those_given(tmp_path):
     assert "A live coordinator cannot" in words
 
 
+def test_page_says_whom_the_promise_relies_on_and_what_is_left_without_them(tmp_path):
+    words = " ".join(Reader.of(html_of(a_report(), tmp_path)).words)
+    for said in (
+        "only their noisy sum",
+        "at most 2 holders are curious, colluding or gone",
+        "ε\u00a02.35 would be left",
+    ):
+        assert said in words, said
+    words = " ".join(Reader.of(html_of(a_report(trust=LOCAL), tmp_path)).words)
+    assert "Nobody outside a holder is relied on" in words
+    assert "would be left" not in words
+
+
+def test_trust_is_read_from_the_label_and_told_under_the_same_keys():
+    label = {"trust": "distributed", "tolerated": 1, "epsilon_if_aggregation_fails": 1.5}
+    assert Trust.of({**label, "unit": "one person"}).to_json() == label
+    none = {"trust": "local", "tolerated": None, "epsilon_if_aggregation_fails": None}
+    assert Trust.of(none).to_json() == none
+
+
 def test_score_table_counts_every_record_once_and_keeps_bands_apart():
     report = a_report()
     rows = score_rows(report)
@@ -278,6 +302,11 @@ def test_a_report_that_contradicts_itself_is_refused(changes):
         lambda: HolderLine(name="a", rows=1, epsilon_spent=float("nan")),
         lambda: HolderLine(name="a", rows=1, epsilon_spent=0.0, epsilon_limit=0.0),
         lambda: HolderLine(name="a", rows=1, epsilon_spent=0.0, local_auroc=1.1),
+        lambda: Trust(mode="blind", tolerated=None, fallback_epsilon=None),
+        lambda: Trust(mode="distributed", tolerated=None, fallback_epsilon=2.0),
+        lambda: Trust(mode="distributed", tolerated=0, fallback_epsilon=2.0),
+        lambda: Trust(mode="distributed", tolerated=1, fallback_epsilon=float("nan")),
+        lambda: Trust(mode="local", tolerated=1, fallback_epsilon=None),
         lambda: LocalSpread(mean=0.8, low=0.6, high=0.7),
         lambda: Metrics(auroc=0.7, ks=0.3, gini=float("nan"), log_loss=0.4, brier=0.1),
     ],

@@ -5,17 +5,27 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
-from toy_study import FEATURES, GRID, ROUNDS, RUN, STUDY, TEXT, holder, offer, policy, records
+from flwr.app import ConfigRecord, RecordDict
+from rounds_support import NAMES, Federation, Store
+from toy_study import (
+    COORDINATOR,
+    FEATURES,
+    FEDERATION,
+    GRID,
+    ROUNDS,
+    RUN,
+    STUDY,
+    SUMMED,
+    TEXT,
+    holder,
+    offer,
+    policy,
+)
 
 from assay.client.app import make_app
-from assay.models.label import privacy_target
-from assay.privacy.accounting import RunCost
+from assay.models.label import counts_mechanism, gradient_mechanism
 from assay.privacy.errors import Refused, Tampered, Unavailable
 from assay.privacy.keys import Identity
-from assay.privacy.ledger import Ledger
-from assay.privacy.names import federation_id
-from assay.privacy.noise import grid_unit
 from assay.privacy.wire import (
     Accepted,
     Close,
@@ -27,82 +37,11 @@ from assay.privacy.wire import (
     open_frame,
     seal,
 )
-from assay.server.courier import Courier, NoAnswer
+from assay.server.courier import NoAnswer
 from assay.server.rounds import Interrupted, Run, TooFewHolders
 from assay.simulations.grid import LocalGrid
 
-NAMES = ("east", "north", "south")
-COORDINATOR = Identity.generate()
-FEDERATION = federation_id(COORDINATOR.public)
 LIMITS = policy().limits
-COST = RunCost.of(privacy_target(STUDY))
-
-
-class Federation:
-    """Three real holders behind a real courier; a test may put a fault between them.
-
-    ``faults`` maps a holder's name to a function of the question and the holder's answer function.
-    """
-
-    def __init__(self, folder, *, rules=None):
-        self.ledgers = {name: Ledger.open(":memory:", Identity.generate()) for name in NAMES}
-        self.asked, self.faults, self.saved, self.reports = [], {}, [], []
-        self.folder, self.rules = folder, rules or {}
-        self.holders = {name: self.start(name, seed) for seed, name in enumerate(NAMES)}
-
-    def start(self, name, seed):
-        rules = self.rules.get(name, policy())
-        data = records(300, seed)
-        return holder(self.folder, name=name, ledger=self.ledgers[name], data=data, rules=rules)
-
-    def restart_all(self):
-        self.holders = {name: self.start(name, seed) for seed, name in enumerate(NAMES)}
-
-    def ask(self, messages, *, timeout):
-        """Answer as the courier does: a refusal is a Declined, a fault may be a NoAnswer."""
-        apps, roster = {}, {}
-        for name, held in self.holders.items():
-            identity = Identity.generate()
-            roster[name] = identity.public
-            apps[name] = make_app(
-                held,
-                identity=identity,
-                federation=FEDERATION,
-                coordinator_key=COORDINATOR.public,
-                log=lambda _: None,
-            )
-        courier = Courier(LocalGrid(apps), identity=COORDINATOR, federation=FEDERATION, roster=roster)
-        answers = {}
-        for name, message in messages.items():
-            self.asked.append((name, message))
-
-            def honest(name=name, message=message):
-                return courier.ask({name: message}, timeout=timeout)[name]
-
-            fault = self.faults.get(name)
-            answers[name] = honest() if fault is None else fault(message, honest)
-        return answers
-
-    def run(self, *, minimum=2, stopping=lambda: False, text=TEXT):
-        return Run(
-            run=RUN,
-            study_text=text,
-            courier=self,
-            minimum_holders=minimum,
-            timeout_s=1.0,
-            save=lambda number, state: self.saved.append((number, state)),
-            report=self.reports.append,
-            stopping=stopping,
-        )
-
-    def train(self, **settings):
-        return self.run(**settings).train(list(NAMES))
-
-    def open_runs(self):
-        return {name: ledger.open_runs() for name, ledger in self.ledgers.items()}
-
-    def spent(self, name):
-        return self.ledgers[name].summary(LIMITS).spent_epsilon
 
 
 @pytest.fixture
@@ -139,6 +78,8 @@ def changed(number, **changes):
 class Scripted:
     """Three equal holders without noise, and a courier that loses the gradients of some."""
 
+    federation, roster = FEDERATION, {}  # nobody is asked for who they are where trust is local
+
     def __init__(self, silent):
         self.silent = silent
 
@@ -149,12 +90,12 @@ class Scripted:
         if isinstance(message, Offer):
             return Accepted(run=RUN)
         if isinstance(message, CountsRequest):
-            unit = grid_unit(COST.counts.noise_multiplier * GRID.counts_sensitivity)
+            unit = counts_mechanism(STUDY, GRID).unit
             values = np.rint(np.full(GRID.size, 500.0) / unit).astype(np.int64)
             return Release(run=RUN, round=0, unit=unit, values=values)
         if name in self.silent:
             return NoAnswer(reason="lost")
-        unit = grid_unit(COST.gradient(message.rounds).noise_multiplier * GRID.gradient_sensitivity)
+        unit = gradient_mechanism(STUDY, GRID, message.rounds).unit
         values = np.arange(GRID.size + 1, dtype=np.int64) << 22
         return Release(run=RUN, round=message.round, unit=unit, values=values)
 
@@ -165,7 +106,7 @@ class Scripted:
             courier=self,
             minimum_holders=2,
             timeout_s=1.0,
-            save=lambda number, state: None,
+            store=Store(),
             report=lambda step: None,
         )
         return run.train(list(NAMES))
@@ -213,6 +154,12 @@ class TestWhole:
         # Three times 300 persons, each once per feature, with noise.
         assert trained.counts.sum() / FEATURES == pytest.approx(900, rel=0.5)
 
+    def test_the_model_is_what_the_ledgers_integers_give(self, federation):
+        trained = federation.train()
+        theta, counts = federation.plain_fit(lambda number: NAMES)
+        assert trained.counts.tobytes() == counts.tobytes()
+        assert trained.theta.tobytes() == theta.tobytes()
+
     def test_progress_shows_what_is_spent_and_it_only_grows(self, federation):
         federation.train()
         assert [step.kind for step in federation.reports] == ["offer", "counts"] + ["round"] * ROUNDS
@@ -235,10 +182,20 @@ class TestTooFew:
         with pytest.raises(Refused, match=r"1 holder.*at least 2 .*north: declined \(epsilon\)") as caught:
             federation.train()
         assert caught.value.code == "holders"
-        assert federation.saved == []
+        assert federation.store.saved == []
         assert federation.open_runs() == dict.fromkeys(NAMES, ())
         assert all(federation.spent(name) == 0 for name in NAMES)
         assert not any(isinstance(message, CountsRequest) for _, message in federation.asked)
+
+    def test_two_holders_cannot_hide_in_a_sum_and_are_told_what_else_to_do(self, tmp_path):
+        federation = Federation(tmp_path, text=SUMMED, rules={"north": policy(epsilon_per_run=1.0)})
+        with pytest.raises(
+            Refused, match=r'holders is 2; .*trust = "local".*north: declined \(epsilon\)'
+        ) as no:
+            federation.train()
+        assert no.value.code == "holders"
+        assert federation.open_runs() == dict.fromkeys(NAMES, ())
+        assert {type(message) for _, message in federation.asked} == {Offer, Close}
 
     def test_enough_accept_and_the_others_are_left_alone(self, tmp_path):
         federation = Federation(tmp_path, rules={"south": policy(epsilon_per_run=1.0)})
@@ -265,7 +222,7 @@ class TestTooFew:
             return NoAnswer(reason="lost") if isinstance(message, CountsRequest) else honest()
 
         federation.faults = {"north": lost, "south": lost}
-        with pytest.raises(TooFewHolders, match=r"round 0: 1 holder\(s\) answered within 1 s.*at least 2"):
+        with pytest.raises(TooFewHolders, match=r"round 0: 1 holder\(s\) answered in time.*at least 2"):
             federation.train()
         assert federation.open_runs() == dict.fromkeys(NAMES, ())
         assert federation.spent("north") == 0
@@ -350,7 +307,7 @@ class TestDropped:
         )
         federation.faults = {"south": huge}
         assert np.abs(federation.train().theta).max() <= 10.0
-        assert federation.saved[-1][0] == ROUNDS
+        assert federation.store.saved[-1][0] == ROUNDS
 
 
 class TestResuming:
@@ -362,14 +319,18 @@ class TestResuming:
     def test_from_every_checkpoint_it_ends_in_the_same_model_bit_for_bit(self, federation, whole, number):
         """The holders have released all rounds already, so they repeat what they sent."""
         charged = {name: federation.ledgers[name].charged(RUN) for name in NAMES}
-        saved, state = federation.saved[number]
-        assert saved == number
+        state = federation.store.state(number)
         federation.restart_all()
         again = federation.run().train([], state)
         assert again.theta.tobytes() == whole.theta.tobytes()
         assert again.counts.tobytes() == whole.counts.tobytes()
         assert (again.rounds, again.holders) == (whole.rounds, whole.holders)
         assert {name: federation.ledgers[name].charged(RUN) for name in NAMES} == charged
+
+    def test_from_the_offer_alone_it_ends_in_the_same_model(self, federation, whole):
+        offered = federation.store.saved[0][1]
+        federation.restart_all()
+        assert federation.run().train([], offered).theta.tobytes() == whole.theta.tobytes()
 
     def test_without_a_checkpoint_it_begins_again_and_ends_in_the_same_model(self, federation, whole):
         federation.restart_all()
@@ -379,22 +340,20 @@ class TestResuming:
     def test_a_full_disk_leaves_the_run_open_and_it_goes_on_once_there_is_room(self, federation):
         """The holders have paid for the run: a coordinator that cannot store must not end it."""
 
-        class FullFrom:
-            def __init__(self, saved, number):
-                self.saved, self.number = saved, number
+        kept = federation.store
 
-            def append(self, item):
-                if item[0] >= self.number:
+        class Full(Store):
+            def save(self, number, state):
+                if number >= 2:
                     raise Unavailable("database or disk is full")
-                self.saved.append(item)
+                kept.save(number, state)
 
-        saved = []
-        federation.saved = FullFrom(saved, 2)
+        federation.store = Full()
         with pytest.raises(Unavailable, match="full"):
             federation.train()
         assert federation.open_runs() == dict.fromkeys(NAMES, (RUN,))
-        federation.saved = []
-        trained = federation.run().train([], saved[-1][1])
+        federation.store = kept
+        trained = federation.resume()
         assert trained.rounds == ROUNDS
         assert all(federation.spent(name) <= 2.0 for name in NAMES)
 
@@ -402,7 +361,7 @@ class TestResuming:
         federation.faults = {"south": silent_from(2)}
         whole = federation.train()
         federation.faults = {}
-        again = federation.run().train([], federation.saved[2][1])
+        again = federation.run().train([], federation.store.state(2))
         assert again.theta.tobytes() == whole.theta.tobytes()
         assert again.holders == ("east", "north")
 
@@ -413,9 +372,7 @@ class TestResuming:
         with pytest.raises(Interrupted):
             run.train(list(NAMES))
         assert not any(isinstance(message, Close) for _, message in federation.asked)
-        federation.restart_all()
-        checkpoint = federation.saved[-1][1] if federation.saved else None
-        trained = federation.run().train(list(NAMES), checkpoint)
+        trained = federation.resume()
         assert trained.rounds == ROUNDS
         for name in NAMES:
             assert 2.0 * (1 - 1e-6) <= federation.spent(name) <= 2.0
@@ -435,96 +392,7 @@ class TestResuming:
         with pytest.raises(Interrupted):
             federation.run(stopping=lambda: bool(stop)).train(list(NAMES))
         federation.faults = {}
-        assert federation.run().train([], federation.saved[-1][1]).holders == NAMES
-
-
-class TestCourier:
-    """What one holder sends never disturbs another's answer, and no bad frame becomes a message."""
-
-    @pytest.fixture
-    def identities(self):
-        return {name: Identity.generate() for name in NAMES}
-
-    def ask(self, identities, liar, *, question=None):
-        """Ask all three; ``south`` answers with ``liar(question bytes)``, the others honestly."""
-
-        def app(name):
-            def answer(message, context):
-                frame = bytes(message.content["assay"]["frame"])
-                inbound = Frame(federation=FEDERATION, sender="coordinator", receiver=name)
-                open_frame(frame, inbound, COORDINATOR.public)
-                reply = liar(frame) if name == "south" else self.honest(identities, name)
-                return Message(RecordDict({"assay": ConfigRecord({"frame": reply})}), reply_to=message)
-
-            return answer
-
-        courier = Courier(
-            LocalGrid({name: app(name) for name in NAMES}),
-            identity=COORDINATOR,
-            federation=FEDERATION,
-            roster={name: identity.public for name, identity in identities.items()},
-        )
-        return courier.ask(dict.fromkeys(NAMES, question or offer()), timeout=5.0)
-
-    @staticmethod
-    def honest(identities, name, *, federation=FEDERATION, sender=None, receiver="coordinator", run=RUN):
-        frame = Frame(federation=federation, sender=sender or name, receiver=receiver)
-        return seal(Accepted(run=run), frame, identities[name])
-
-    def check(self, answers, reason):
-        assert answers["north"] == answers["east"] == Accepted(run=RUN)
-        assert isinstance(answers["south"], NoAnswer)
-        assert reason in answers["south"].reason
-        assert len(answers["south"].reason.splitlines()) == 1
-
-    def test_honest_answers_arrive(self, identities):
-        answers = self.ask(identities, lambda _: self.honest(identities, "south"))
-        assert answers == dict.fromkeys(NAMES, Accepted(run=RUN))
-
-    def test_a_forged_answer_is_no_answer(self, identities):
-        forger = dict(identities, south=Identity.generate())
-        self.check(self.ask(identities, lambda _: self.honest(forger, "south")), "signature")
-
-    def test_another_holders_answer_is_no_answer(self, identities):
-        self.check(self.ask(identities, lambda _: self.honest(identities, "north")), "signature")
-
-    def test_an_answer_in_another_holders_name_is_no_answer(self, identities):
-        self.check(self.ask(identities, lambda _: self.honest(identities, "south", sender="north")), "from")
-
-    def test_an_answer_of_another_federation_is_no_answer(self, identities):
-        foreign = self.honest(identities, "south", federation="0" * 64)
-        self.check(self.ask(identities, lambda _: foreign), "federation")
-
-    def test_an_answer_to_somebody_else_is_no_answer(self, identities):
-        self.check(self.ask(identities, lambda _: self.honest(identities, "south", receiver="north")), "to;")
-
-    def test_an_answer_of_another_run_is_no_answer(self, identities):
-        self.check(
-            self.ask(identities, lambda _: self.honest(identities, "south", run="0" * 32)), "another run"
-        )
-
-    def test_the_question_sent_back_is_no_answer(self, identities):
-        self.check(self.ask(identities, lambda frame: frame), "signature")
-
-    @pytest.mark.parametrize("garbage", [b"", b"x", bytes(1000), b"ASSAY1" + bytes(100)])
-    def test_garbage_is_no_answer(self, identities, garbage):
-        self.check(self.ask(identities, lambda _: garbage), "")
-
-    def test_an_answer_that_is_no_bytes_is_no_answer(self, identities):
-        self.check(self.ask(identities, lambda _: "text"), "not a frame")
-
-    def test_a_holder_that_fails_is_no_answer_and_its_reason_stays_there(self, identities):
-        def fails(_):
-            raise ValueError("a secret of the holder")
-
-        answers = self.ask(identities, fails)
-        self.check(answers, "failed")
-        assert "secret" not in answers["south"].reason
-
-    def test_a_holder_that_is_not_admitted_is_no_answer(self, identities):
-        courier = Courier(LocalGrid({}), identity=COORDINATOR, federation=FEDERATION, roster={})
-        (answer,) = courier.ask({"west": offer()}, timeout=1.0).values()
-        assert answer == NoAnswer(reason="not admitted")
+        assert federation.resume().holders == NAMES
 
 
 class TestHolderApp:
@@ -552,7 +420,8 @@ class TestHolderApp:
         ask = Frame(federation=FEDERATION, sender="coordinator", receiver="north")
         reply = self.put(app, seal(offer(), ask, COORDINATOR))
         tell = Frame(federation=FEDERATION, sender="north", receiver="coordinator")
-        assert open_frame(reply.content["assay"]["frame"], tell, identity.public) == Accepted(run=RUN)
+        answer = open_frame(reply.content["assay"]["frame"], tell, identity.public)
+        assert (answer.kind, answer.run) == ("accepted", RUN)
         assert log == [f"run {RUN[:8]} offer: accepted"]
 
     @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def bundle_file(tmp_path):
         study=STUDY,
         theta=THETA,
         scorecard=CARD,
-        label=privacy_label(STUDY, rounds=30),
+        label=privacy_label(STUDY, rounds=30, holders=3),
         metrics={},
         identity=Identity.generate(),
         created=now,

@@ -107,11 +107,32 @@ def test_a_good_study_is_read_whole():
     assert (study.training.rounds, study.privacy.epsilon, study.scale.pdo) == (30, 1, 40)
 
 
-def test_trust_is_local_unless_the_study_says_otherwise():
-    assert parse_study(STUDY).privacy.trust == "local"
-    assert (
-        parse_study(changed("tolerated", 'trust = "distributed"\ntolerated')).privacy.trust == "distributed"
-    )
+def test_trust_is_distributed_unless_the_study_says_otherwise():
+    assert parse_study(STUDY).privacy.trust == "distributed"
+    assert parse_study(changed("tolerated", 'trust = "local"\ntolerated')).privacy.trust == "local"
+
+
+def test_both_kinds_of_trust_can_be_trained():
+    for trust in ("local", "distributed"):
+        parse_study(changed("tolerated", f'trust = "{trust}"\ntolerated')).require_trainable()
+
+
+@pytest.mark.parametrize(("tolerated", "fewest"), [(1, 3), (2, 4), (7, 9)])
+def test_a_sum_needs_three_holders_and_two_beyond_the_tolerated(tolerated, fewest):
+    study = parse_study(changed("tolerated = 1", f"tolerated = {tolerated}"))
+    for enough in (fewest, 1000):
+        study.require_holders(enough)
+    for wrong in (0, 2, fewest - 1, 1001):
+        with pytest.raises(Refused, match=f"holders is {wrong}; allowed: {fewest} to 1000") as caught:
+            study.require_holders(wrong)
+        assert caught.value.code == "holders"
+        assert 'trust = "local"' in str(caught.value)
+
+
+def test_full_noise_needs_no_company():
+    study = parse_study(changed("tolerated", 'trust = "local"\ntolerated'))
+    for holders in (1, 2, 10_000):
+        study.require_holders(holders)
 
 
 def test_optional_tables_may_be_left_out():

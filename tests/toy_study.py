@@ -11,8 +11,10 @@ from assay.client.policy import Policy
 from assay.client.records import Records
 from assay.models.encoding import Grid
 from assay.models.study import parse_study
+from assay.privacy.auditlog import AuditLog
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
+from assay.privacy.names import federation_id
 from assay.privacy.wire import CountsRequest, GradientRequest, Offer
 
 TEXT = """\
@@ -60,13 +62,18 @@ rounds = 4
 [privacy]
 epsilon = 2.0
 delta = 1e-6
+trust = "local"
 """
+# The same, summed with other holders.
+SUMMED = TEXT.replace('trust = "local"', 'trust = "distributed"')
 STUDY = parse_study(TEXT)
 GRID = Grid.of(STUDY)
 FEATURES = len(STUDY.features)
 ROUNDS = 4
 RUN = "00112233445566778899aabbccddeeff"
 OTHER_RUN = "ff" * 16
+COORDINATOR = Identity.generate()
+FEDERATION = federation_id(COORDINATOR.public)
 
 
 def policy(**changes):
@@ -102,17 +109,34 @@ def records(rows=600, seed=0, *, persons=None):
 
 
 def holder(
-    tmp_path, *, ledger=None, data=None, rules=None, name="north", load=None, person=None, clock=time.time
+    tmp_path,
+    *,
+    ledger=None,
+    audit=None,
+    data=None,
+    rules=None,
+    name="north",
+    identity=None,
+    coordinator=COORDINATOR,
+    load=None,
+    person=None,
+    clock=time.time,
 ):
-    """A holder as the daemon builds it, on a ledger in memory unless one is given."""
+    """A holder as the daemon builds it, with ledger and audit log in memory unless they are given."""
     held = records() if data is None else data
+    own = Identity.generate() if identity is None else identity
+    log = AuditLog.open(None, own) if audit is None else audit
     return Holder(
         name=name,
+        identity=own,
+        federation=federation_id(coordinator.public),
+        coordinator_key=coordinator.public,
         policy=policy() if rules is None else rules,
-        ledger=Ledger.open(":memory:", Identity.generate()) if ledger is None else ledger,
+        ledger=Ledger.open(":memory:", own, log_head=log.head) if ledger is None else ledger,
+        audit=log,
         load=(lambda _: held) if load is None else load,
         person=person,
-        accepted=tmp_path / f"accepted-{name}",
+        directory=tmp_path / f"home-{name}",
         clock=clock,
     )
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from assay.client.holder import Holder
+from assay.client.holder import Holder, decline_code
 from assay.privacy.errors import BadData, BadInput, Refused
 from assay.privacy.keys import Identity
-from assay.privacy.wire import DECLINE_CODES, Declined, Frame, open_frame, seal
+from assay.privacy.wire import Declined, Frame, open_frame, seal
 from assay.privacy.wire import Message as Question
 
 __all__ = ["COORDINATOR", "make_app"]
@@ -61,11 +61,10 @@ def _answer(holder: Holder, question: Question, log: Callable[[str], None]) -> Q
         reply = holder.answer(question)
     except Refused as error:
         log(f"{where}: refused ({error.code}): {error}")
-        code = error.code if error.code in DECLINE_CODES else "invalid"
-        return Declined(run=question.run, code=code)
+        return Declined(run=question.run, code=decline_code(error))
     except BadInput as error:
         # The cell of a record never enters a log.
         log(f"{where}: {error.without_cell() if isinstance(error, BadData) else error}")
-        return Declined(run=question.run, code="data" if isinstance(error, BadData) else "invalid")
+        return Declined(run=question.run, code=decline_code(error))
     log(f"{where}: {reply.kind}")
     return reply

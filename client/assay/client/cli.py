@@ -8,11 +8,15 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from assay.privacy.terminal import Json, command, emit
+
+if TYPE_CHECKING:
+    from assay.privacy.keys import Identity
+    from assay.privacy.ledger import Limits
 
 __all__ = ["app"]
 
@@ -99,7 +103,20 @@ def check(
     records = records_for(config, checked)
     require_persons(records, config.policy)
     result, lines = describe(records, checked)
-    emit(result, as_json=as_json, text="\n".join(lines))
+    trust = _TRUST[checked.privacy.trust].format(
+        tolerated=checked.privacy.tolerated,
+        holders=max(config.policy.minimum_holders, checked.privacy.tolerated + 2),
+    )
+    result |= {"trust": checked.privacy.trust, "trust_in_words": trust}
+    emit(result, as_json=as_json, text="\n".join([*lines, "", f"trust {checked.privacy.trust}: {trust}"]))
+
+
+_TRUST = {
+    "distributed": "what leaves is masked; only the sum over at least {holders} holders can be read, and it"
+    " keeps the promise while at most {tolerated} of them are curious, colluding or gone",
+    "local": "what leaves can be read by the coordinator; this holder adds the full noise, so nobody else"
+    " need be trusted",
+}
 
 
 @app.command()
@@ -128,40 +145,59 @@ def _log(line: str) -> None:
 @app.command()
 @command
 def status(directory: Directory, as_json: Json = False) -> None:
-    """Show the daemon's state and what is left of the privacy budget.
+    """Show the daemon's state, what is left of the privacy budget, and where ledger and audit log stand.
 
     Example: assay client status bank-a
     """
     from assay.client import enrol
     from assay.client.config import HolderConfig
-    from assay.client.daemon import LEDGER_FILE, read_status
-    from assay.privacy.ledger import Ledger
+    from assay.client.daemon import read_status
 
     config, keys = HolderConfig.load(directory), enrol.load_keys(directory)
-    limits, path = config.policy.limits, directory / LEDGER_FILE
-    spent, left, open_runs = 0.0, limits.epsilon_per_year, list[str]()
-    if path.exists():
-        with Ledger.open(path, keys.identity, read_only=True) as ledger:
-            summary = ledger.summary(limits)
-            spent, left, open_runs = summary.spent_epsilon, ledger.remaining(limits), list(summary.open_runs)
     joined = (directory / enrol.JOIN_FILE).exists()
-    daemon = read_status(directory)
     result = {
         "name": config.name,
         "fingerprint": keys.identity.fingerprint,
         "joined": enrol.load_join(directory).federation if joined else None,
-        "daemon": daemon,
-        "spent_epsilon": spent,
-        "left_epsilon": left,
-        "limit_epsilon": limits.epsilon_per_year,
-        "open_runs": open_runs,
+        "daemon": read_status(directory),
+        **_books(directory, keys.identity, config.policy.limits),
     }
+    daemon, ledger, log = result["daemon"], result["ledger_head"], result["audit_log"]
     emit(
         result,
         as_json=as_json,
         text=f"{config.name}  fingerprint {result['fingerprint']}\n"
         f"Federation  {result['joined'] or 'none joined yet'}\n"
         f"Daemon      {'running' if daemon['running'] else 'not running'}: {daemon['last']}\n"
-        f"Privacy     epsilon {spent:.4g} of {limits.epsilon_per_year:g} spent within a year,"
-        f" room for a run of {left:.4g}, {len(open_runs)} run(s) open",
+        f"Privacy     epsilon {result['spent_epsilon']:.4g} of {result['limit_epsilon']:g} spent in a year,"
+        f" room for a run of {result['left_epsilon']:.4g}, {len(result['open_runs'])} run(s) open\n"
+        f"Ledger      {ledger['seq']} rows {ledger['hash'][:16]}\n"
+        f"Audit log   {log['size']} entries {log['root'][:16]}",
     )
+
+
+def _books(directory: Path, identity: Identity, limits: Limits) -> dict[str, Any]:
+    """Return what ledger and audit log say; a holder that has never run has neither."""
+    from assay.client.daemon import AUDIT_FILE, LEDGER_FILE
+    from assay.privacy.auditlog import AuditLog
+    from assay.privacy.ledger import Ledger
+
+    path, log = directory / LEDGER_FILE, directory / AUDIT_FILE
+    found: dict[str, Any] = {
+        "spent_epsilon": 0.0,
+        "left_epsilon": limits.epsilon_per_year,
+        "limit_epsilon": limits.epsilon_per_year,
+        "open_runs": [],
+        "ledger_head": {"seq": 0, "hash": ""},
+        "audit_log": {"size": 0, "root": ""},
+    }
+    if path.exists():
+        with Ledger.open(path, identity, read_only=True) as ledger:
+            summary = ledger.summary(limits)
+            found["spent_epsilon"], found["left_epsilon"] = summary.spent_epsilon, ledger.remaining(limits)
+            found["open_runs"] = list(summary.open_runs)
+            found["ledger_head"] = dict(zip(("seq", "hash"), ledger.head(), strict=True))
+    if log.exists():
+        with AuditLog.open(log, identity, read_only=True) as audit:
+            found["audit_log"] = {"size": audit.size, "root": audit.root}
+    return found

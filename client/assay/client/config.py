@@ -151,7 +151,8 @@ class _Reader:
         known = [f for f in fields(kind) if f.name not in known_here]  # type: ignore[arg-type]
         self.refuse_unknown(section, given, tuple(f.name for f in known))
         for field in known:
-            if field.default is MISSING and field.name not in given:
+            optional = field.default is not MISSING or field.default_factory is not MISSING
+            if not optional and field.name not in given:
                 raise BadInput(
                     f"{section}.{field.name}", where=self.path, allowed="a value; the key is missing"
                 )
@@ -174,6 +175,9 @@ class _Reader:
             raise Refused(f"{self._place(section, 'purposes')}: {error}", code=error.code) from None
 
     def _place(self, section: str, key: str) -> str:
+        """Return file and line of a key; a dot in it stands for a table inside the section."""
+        if section:
+            section, _, key = f"{section}.{key}".rpartition(".")
         current = ""
         pattern = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=")
         for number, line in enumerate(self._lines, start=1):
@@ -250,4 +254,16 @@ delta = 1e-6
 minimum_persons = 1000
 # Whether a study fits the records tells a little about them: most different studies tried on them in a day.
 new_studies_per_day = 8
+# Whom a study may ask this holder to trust. "distributed": the coordinator learns the noisy sum of several
+# holders and nothing else, as long as no more of them misbehave than the study tolerates. "local": nobody;
+# this holder's own sums leave, with their full noise. One of the two may be left out.
+trust = ["distributed", "local"]
+# Under "distributed": no sum of fewer holders than this one, 3 or more.
+minimum_holders = 3
+# Under "distributed", whose numbers may be summed with this holder's. Without this table, those whom the
+# coordinator names: a dishonest one could name itself several times. With it, only the holders in it, with
+# these keys. Their operators read their fingerprints out (assay client status).
+# [policy.peers]
+# bank-b = "0123-4567-89AB-CDEF-0123-4567-89AB-CDEF"
+# bank-c = "FEDC-BA98-7654-3210-FEDC-BA98-7654-3210"
 """

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from assay.client.config import HolderConfig
+from assay.client.config import CONFIG_FILE, HolderConfig
 from assay.client.enrol import CA_CERTIFICATE, CLIENT_CERTIFICATE, TRANSPORT_KEY, load_join, load_keys
 from assay.client.records import Records, load_records
 from assay.client.sources import open_source
 from assay.models.schema import Study
+from assay.privacy.auditlog import AuditLog
 from assay.privacy.errors import BadInput
+from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
 
-__all__ = ["LEDGER_FILE", "STATUS_FILE", "read_status", "records_for", "run_daemon"]
+__all__ = ["AUDIT_FILE", "LEDGER_FILE", "STATUS_FILE", "read_status", "records_for", "run_daemon"]
 
 LEDGER_FILE = "ledger.sqlite"
+AUDIT_FILE = "audit.log"
 STATUS_FILE = "status.json"
-ACCEPTED_DIR = "accepted"
 JOURNAL_DIR = "journal"
 
 
@@ -53,7 +58,7 @@ def run_daemon(directory: Path, stop: threading.Event, log: Callable[[str], None
     if config.name != joined.holder:
         raise BadInput(
             "holder.name",
-            where=directory / "client.toml",
+            where=directory / CONFIG_FILE,
             value=config.name,
             allowed=f"{joined.holder}, the name that was admitted",
         )
@@ -63,14 +68,18 @@ def run_daemon(directory: Path, stop: threading.Event, log: Callable[[str], None
     from assay.client.holder import Holder
 
     status = _Status(directory / STATUS_FILE, log)
-    with Ledger.open(directory / LEDGER_FILE, keys.identity) as ledger:
+    with _books(directory, keys.identity) as (ledger, audit):
         holder = Holder(
             name=config.name,
+            identity=keys.identity,
+            federation=joined.federation_id,
+            coordinator_key=joined.coordinator_public,
             policy=config.policy,
             ledger=ledger,
+            audit=audit,
             load=lambda study: records_for(config, study),
             person=config.person,
-            accepted=directory / ACCEPTED_DIR,
+            directory=directory,
         )
         app = make_app(
             holder,
@@ -90,6 +99,26 @@ def run_daemon(directory: Path, stop: threading.Event, log: Callable[[str], None
             serve(app, link=link, journal_dir=directory / JOURNAL_DIR, stop=stop, log=status.say)
         finally:
             status.say("stopped", running=False)
+
+
+@contextlib.contextmanager
+def _books(directory: Path, identity: Identity) -> Iterator[tuple[Ledger, AuditLog]]:
+    """Open the ledger and the audit log for as long as the daemon runs, and log that it does.
+
+    Raises:
+        AssayError: one of them does not verify, is held by another daemon or cannot be written.
+    """
+    policy = hashlib.sha256((directory / CONFIG_FILE).read_bytes()).hexdigest()
+    with (
+        AuditLog.open(directory / AUDIT_FILE, identity) as audit,
+        Ledger.open(directory / LEDGER_FILE, identity, log_head=audit.head) as ledger,
+    ):
+        audit.append("start", version=version("assay"))
+        audit.append("policy", sha256=policy)
+        try:
+            yield ledger, audit
+        finally:
+            audit.append("stop")
 
 
 class _Status:

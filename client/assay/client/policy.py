@@ -7,17 +7,24 @@ at the holder.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from assay.client.records import Records
 from assay.models.schema import COMPONENTS, MAX_DELTA, Study
 from assay.privacy.errors import BadInput, Refused
+from assay.privacy.keys import fingerprint, same_fingerprint
 from assay.privacy.ledger import Limits
+from assay.privacy.names import check_holder_name
 from assay.privacy.purpose import check_purpose
+from assay.privacy.secagg import MAX_HOLDERS, MIN_HOLDERS
 
-__all__ = ["Policy", "admit", "require_persons", "require_same_person"]
+__all__ = ["Policy", "admit", "require_circle", "require_count", "require_persons", "require_same_person"]
 
 MAX_EPSILON = 1000  # what the ledger can account for
+TRUST = ("distributed", "local")
+_FINGERPRINT = re.compile(r"[0-9A-F]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,11 @@ class Policy:
         delta: above 0, at most 1e-6; all three epsilons are stated at this delta.
         minimum_persons: fewer persons than this in the records, and no run takes place; at least 1.
         new_studies_per_day: most different studies that are tried on the records within 24 hours; at least 1.
+        trust: allowed modes, each ``"distributed"`` or ``"local"``; at least one.
+        minimum_holders: under ``"distributed"``, a sum of fewer holders than this is not taken part in; 3 to
+            1000.
+        peers: fingerprints of the other holders by name. Empty: whom the coordinator names. Otherwise
+            nobody else is summed with, whatever the coordinator says.
     """
 
     purposes: tuple[str, ...]
@@ -43,22 +55,29 @@ class Policy:
     delta: float
     minimum_persons: int
     new_studies_per_day: int = 8
+    trust: tuple[str, ...] = TRUST
+    minimum_holders: int = MIN_HOLDERS
+    peers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require_words("purposes", self.purposes)
         for purpose in self.purposes:
             check_purpose(purpose)
-        _require_words("components", self.components)
-        for component in self.components:
-            if component not in COMPONENTS:
-                raise BadInput("components", value=component, allowed=f"any of {', '.join(COMPONENTS)}")
+        for setting, known in (("components", COMPONENTS), ("trust", TRUST)):
+            _require_words(setting, getattr(self, setting))
+            for word in getattr(self, setting):
+                if word not in known:
+                    raise BadInput(setting, value=word, allowed=f"any of {', '.join(known)}")
         self._check_epsilons()
         if not _is_number(self.delta) or not 0 < self.delta <= MAX_DELTA:
             raise BadInput("delta", value=self.delta, allowed=f"above 0, at most {MAX_DELTA:g}")
         for name in ("minimum_persons", "new_studies_per_day"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not value >= 1:
+            if not _is_whole(value := getattr(self, name)) or not value >= 1:
                 raise BadInput(name, value=value, allowed="a whole number, 1 or more")
+        if not _is_whole(self.minimum_holders) or not MIN_HOLDERS <= self.minimum_holders <= MAX_HOLDERS:
+            allowed = f"a whole number, {MIN_HOLDERS} to {MAX_HOLDERS}: a sum of fewer hides nobody"
+            raise BadInput("minimum_holders", value=self.minimum_holders, allowed=allowed)
+        _check_peers(self.peers)
 
     @property
     def limits(self) -> Limits:
@@ -104,8 +123,62 @@ def admit(study: Study, policy: Policy) -> None:
     study.require_trainable()
 
 
+def require_circle(
+    study: Study, policy: Policy, keys: Mapping[str, bytes], *, name: str, public: bytes
+) -> None:
+    """Refuse to be summed with holders that this one does not agree to.
+
+    Args:
+        study: the accepted study.
+        policy: the holder's own rules.
+        keys: Ed25519 key (32 bytes) of everybody in the sum by name, this holder included.
+        name: this holder's name.
+        public: its key.
+
+    Raises:
+        Refused: code ``"holders"``: too few, this holder is not among them under its own key, one key has
+            several names, or ``policy.peers`` does not hold somebody.
+    """
+    if keys.get(name) != public:
+        raise Refused(
+            f"the holders to be summed do not hold {name!r} with its own key; nothing is sent", code="holders"
+        )
+    require_count(study, policy, len(keys))
+    if len(set(keys.values())) < len(keys):
+        raise Refused("one key stands under several names; every holder counts once", code="holders")
+    for peer in sorted(set(keys) - {name}) if policy.peers else ():
+        pinned = policy.peers.get(peer)
+        if pinned is None or not same_fingerprint(pinned, fingerprint(keys[peer])):
+            raise Refused(
+                f"holder {peer!r} with fingerprint {fingerprint(keys[peer])} is not in policy.peers. Compare"
+                " it with what its operator reads out, and add it to client.toml if it is the same",
+                code="holders",
+            )
+
+
+def require_count(study: Study, policy: Policy, holders: int) -> None:
+    """Refuse a sum of too few: the study's noise or the holder's own rule asks for more.
+
+    Raises:
+        Refused: code ``"holders"``.
+    """
+    study.require_holders(holders)
+    if not holders >= policy.minimum_holders:
+        raise Refused(
+            f"{holders} holders would be summed; allowed: at least {policy.minimum_holders}"
+            " (policy.minimum_holders)",
+            code="holders",
+        )
+
+
 def _admit_privacy(study: Study, policy: Policy) -> None:
     privacy = study.privacy
+    if privacy.trust not in policy.trust:
+        raise Refused(
+            f"privacy.trust {privacy.trust!r} is not allowed here; allowed: {', '.join(policy.trust)}"
+            f" (policy.trust). {_HOW}",
+            code="trust",
+        )
     # Written so that a NaN is refused.
     if not privacy.epsilon <= policy.epsilon_per_run:
         raise Refused(
@@ -167,6 +240,24 @@ def _require_words(setting: str, values: object) -> None:
         raise BadInput(setting, value=values, allowed="a list of words, at least one")
     if len(set(values)) < len(values):
         raise BadInput(setting, value=list(values), allowed="each word once")
+
+
+def _check_peers(peers: object) -> None:
+    if not isinstance(peers, Mapping):
+        raise BadInput("peers", value=peers, allowed='a table of lines NAME = "FINGERPRINT"')
+    for peer, pinned in peers.items():
+        try:
+            check_holder_name(peer)
+        except BadInput as error:
+            raise BadInput(f"peers.{peer}", allowed=f"a holder's name: {error.allowed}") from None
+        typed = pinned.replace("-", "").replace(" ", "").upper() if isinstance(pinned, str) else ""
+        if not _FINGERPRINT.fullmatch(typed):
+            allowed = "a fingerprint, eight groups of four hexadecimal digits"
+            raise BadInput(f"peers.{peer}", value=pinned, allowed=allowed, remedy="Ask the holder's operator")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:

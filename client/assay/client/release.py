@@ -1,58 +1,100 @@
 """The one function that builds a message which depends on records.
 
 Charge, compute, record, hand out: the ledger is written (and on disk) before the computation starts, and
-the bytes that leave are written (and on disk) before they leave. Asked again for the same round, also
-after a crash, it hands out the same bytes and charges nothing.
+the integers that leave, and their entry in the audit log, are written (and on disk) before they leave. Asked
+again for the same round, also after a crash, it hands out the same bytes and charges nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.client.books import Books
 from assay.privacy.accounting import Event
-from assay.privacy.ledger import Ledger
-from assay.privacy.noise import grid_unit, to_grid
-from assay.privacy.wire import Release
+from assay.privacy.errors import Refused
+from assay.privacy.mechanism import IntegerMechanism
+from assay.privacy.wire import Masked, Release
 
-__all__ = ["release"]
+__all__ = ["Integers", "NoisySum", "release", "require_released"]
+
+Integers = NDArray[np.int64]
+Answer = TypeVar("Answer", Release, Masked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisySum:
+    """What one release is, before it is computed.
+
+    Attributes:
+        run: identifier of the run.
+        round: 0 for counts, 1.. for gradients.
+        what: words for the ledger.
+        question: what was asked, as the ledger keeps it: the context of a masked round, empty otherwise.
+        mechanism: bound, grid and noise; the charge is read off it, so that the two cannot differ.
+    """
+
+    run: str
+    round: int
+    what: str
+    question: str
+    mechanism: IntegerMechanism
+
+    @property
+    def event(self) -> Event:
+        """What the release costs: the noise of the whole sum."""
+        return Event(noise_multiplier=self.mechanism.noise_multiplier)
+
+    def charge(self, books: Books) -> bytes | None:
+        """Charge it, once; return the bytes that were released for it before, if any."""
+        return books.ledger.charge(
+            run=self.run,
+            round=self.round,
+            mechanism=self.what,
+            sensitivity=self.mechanism.l2_clip_norm,
+            event=self.event,
+            question=self.question,
+            noise_share=1 / self.mechanism.contributors,
+        )
 
 
 def release(
-    ledger: Ledger,
-    *,
-    run: str,
-    round: int,  # noqa: A002 (the field's name on the wire)
-    mechanism: str,
-    sensitivity: float,
-    event: Event,
-    noisy_sum: Callable[[], NDArray[np.float64]],
-) -> Release:
-    """Release one noisy sum.
+    books: Books, wanted: NoisySum, *, compute: Callable[[], Integers], build: Callable[[Integers], Answer]
+) -> Answer:
+    """Release one noisy sum, or under masks a part of one.
 
-    Guarantee: the returned integers are the output of a Gaussian mechanism with sensitivity
-    ``sensitivity`` (one person zeroed out) and noise standard deviation
-    ``event.noise_multiplier * sensitivity``; rounding to the grid is post-processing. ``(run, round)``
-    is charged exactly once.
+    Guarantee: the integers are the output of ``wanted.mechanism``: the holder's clipped sum on a grid, with
+    its share of a discrete Gaussian. Run and round are charged exactly once, with the cost of the sum over
+    all contributors, and answer one question only.
 
     Args:
-        ledger: the holder's privacy account; holds a reservation for ``run``.
-        run: identifier of the run.
-        round: 0 for counts, 1.. for gradients.
-        mechanism: words for the ledger.
-        sensitivity: L2 bound on what one person can change, in units of the sum.
-        event: what the release costs.
-        noisy_sum: computes the sum with its noise; called at most once.
+        books: the holder's; its ledger holds a reservation for the run.
+        wanted: what to release.
+        compute: computes the integers with their noise; called at most once.
+        build: makes the message; called when everything it shows is on disk.
 
     Raises:
-        Refused: the run is unknown or closed, or the round is not covered by its reservation. Nothing is
-            computed then.
+        Refused: the run is unknown or closed, the round is not covered by its reservation, or it was asked
+            another question. Nothing is computed then.
     """
-    unit = grid_unit(event.noise_multiplier * sensitivity)
-    payload = ledger.charge(run=run, round=round, mechanism=mechanism, sensitivity=sensitivity, event=event)
+    payload = wanted.charge(books)
     if payload is None:
-        values = to_grid(noisy_sum(), unit)
-        payload = ledger.release(run=run, round=round, payload=values.astype("<i8").tobytes())
-    return Release(run=run, round=round, unit=unit, values=np.frombuffer(payload, dtype="<i8"))
+        integers = compute().astype("<i8")
+        payload = books.ledger.release(run=wanted.run, round=wanted.round, payload=integers.tobytes())
+    books.settle()
+    return build(np.frombuffer(payload, dtype="<i8"))
+
+
+def require_released(books: Books, wanted: NoisySum) -> None:
+    """Refuse unless exactly this was released before.
+
+    Raises:
+        Refused: nothing was released for the round (``"unknown"``), or something else (``"changed"``).
+    """
+    if not books.audit.has("release", run=wanted.run, round=wanted.round):
+        raise Refused(f"round {wanted.round} was not answered here; nothing is opened", code="unknown")
+    wanted.charge(books)  # a round that was released is compared and never charged again

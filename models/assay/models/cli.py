@@ -46,7 +46,8 @@ def check(
         f"  predicts    {checked.outcome.meaning}",
         f"  features    {len(checked.features)}: {', '.join(feature.name for feature in checked.features)}",
         f"  privacy     epsilon {checked.privacy.epsilon:g}, delta {checked.privacy.delta:g},"
-        f" trust {checked.privacy.trust}",
+        f" trust {checked.privacy.trust}"
+        + (f", {checked.privacy.tolerated} tolerated" if checked.privacy.trust == "distributed" else ""),
         f"  digest      {checked.digest}",
     ]
     lines += [f"  note        {line}" for line in result["notes"]]

@@ -1,23 +1,44 @@
 """The privacy label: what a model's privacy guarantee says, for whom, and what it does not cover.
 
-Computed from the study and the number of rounds alone, both public.
+Computed from the study and the numbers of rounds and holders alone, all public. What a run releases is
+described here once, for the holders that add the noise and the coordinator that reckons with it.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from assay.models.encoding import Grid
 from assay.models.schema import Study
-from assay.privacy.accounting import PrivacyTarget, RunCost, epsilon_of
+from assay.privacy.accounting import Event, PrivacyTarget, RunCost, epsilon_of, epsilon_of_mu
+from assay.privacy.mechanism import IntegerMechanism
 
-__all__ = ["label_in_words", "privacy_label", "privacy_target"]
+__all__ = [
+    "counts_mechanism",
+    "counts_mechanism_of",
+    "gradient_mechanism",
+    "gradient_mechanism_of",
+    "label_in_words",
+    "privacy_label",
+    "privacy_target",
+]
 
+_LARGEST_FACTOR = 20.0  # beyond this epsilon, a factor says nothing to anybody
 NOT_COVERED = (
     "How many rounds a holder answered, when, and whether it took part at all.",
     "Anything a holder or the requesting party publishes by other means.",
     "What a score itself tells about the person it belongs to.",
     "A person known to more holders than holders_per_person says.",
     "Runs of other federations on the same records: a holder's ledger belongs to one federation.",
+    "Whether records are true: a holder can shift the model by as much as its persons may count.",
+    "How long a holder takes to answer.",
+)
+NOT_COVERED_BY_SUMS = (
+    "More curious, colluding or absent holders than are tolerated, taken together: with each one more, the"
+    " guarantee weakens towards the one stated for failed aggregation.",
+    "One party that takes part under several names: each name counts as a holder of its own. Holders must"
+    " know each other's keys, and pin them where enrolment is not trusted.",
 )
 
 
@@ -32,56 +53,186 @@ def privacy_target(study: Study) -> PrivacyTarget:
     )
 
 
-def privacy_label(study: Study, *, rounds: int) -> dict[str, Any]:
+def counts_mechanism(study: Study, grid: Grid, contributors: int = 1) -> IntegerMechanism:
+    """Return the mechanism of a run's noisy cell counts, the same at holders and coordinator."""
+    return counts_mechanism_of(grid, RunCost.of(privacy_target(study)).counts, contributors)
+
+
+def gradient_mechanism(study: Study, grid: Grid, rounds: int, contributors: int = 1) -> IntegerMechanism:
+    """Return the mechanism of one of ``rounds`` gradient rounds, the same at holders and coordinator."""
+    return gradient_mechanism_of(grid, RunCost.of(privacy_target(study)).gradient(rounds), contributors)
+
+
+def counts_mechanism_of(grid: Grid, event: Event, contributors: int) -> IntegerMechanism:
+    """Return the mechanism of cell counts on ``grid`` that cost ``event``."""
+    return IntegerMechanism(
+        l2_clip_norm=grid.counts_sensitivity,
+        noise_multiplier=event.noise_multiplier,
+        size=grid.size,
+        contributors=contributors,
+    )
+
+
+def gradient_mechanism_of(grid: Grid, event: Event, contributors: int) -> IntegerMechanism:
+    """Return the mechanism of a gradient sum on ``grid``, intercept last, that costs ``event``."""
+    return IntegerMechanism(
+        l2_clip_norm=grid.gradient_sensitivity,
+        noise_multiplier=event.noise_multiplier,
+        size=grid.size + 1,
+        contributors=contributors,
+    )
+
+
+def privacy_label(study: Study, *, rounds: int, holders: int) -> dict[str, Any]:
     """Describe what a run of ``rounds`` gradient rounds costs one person.
 
+    Args:
+        study: the study; its privacy target is taken as it is.
+        rounds: gradient rounds, 1 to 1000.
+        holders: holders that were asked in the round in which most were: noise shares are smallest there.
+            More than the study tolerates.
+
     Returns:
-        A JSON object; ``releases`` lists each kind of release of one holder with its noise and cost.
+        A JSON object. ``releases`` lists each kind of release with its size, noise and cost. The two
+        ``..._if_aggregation_fails`` are null where every holder adds its full noise.
+
+    Raises:
+        BadInput: ``rounds`` or ``holders`` is out of range.
     """
-    target = privacy_target(study)
+    target, grid = privacy_target(study), Grid.of(study)
     cost = RunCost.of(target)
-    counts, gradient = cost.counts, cost.gradient(rounds)
-    per_holder = epsilon_of(cost.total(rounds), target.delta)
+    summed = target.trust == "distributed"
+    contributors = holders - study.privacy.tolerated if summed else 1
     return {
         "unit": "one person: all rows of that person at a holder" if study.person else "one person: one row",
         "adjacency": "one person more or less, with all rows; the exact number of persons is never used",
         "epsilon": target.epsilon,
         "delta": target.delta,
         "holders_per_person": target.holders_per_person,
-        "epsilon_per_holder": per_holder,
+        "epsilon_per_holder": epsilon_of(cost.total(rounds), target.delta),
         "trust": target.trust,
-        "trust_in_words": "every holder adds its full noise, so nobody outside it needs to be trusted",
-        "accountant": "exact Gaussian composition (Dong, Roth, Su 2019, cor. 3.3; Balle, Wang 2018, thm 8)",
-        "noise": "Gaussian from the operating system's entropy, rounded to a public grid of std / 2^20",
+        "trust_in_words": _trust(holders, study.privacy.tolerated) if summed else _LOCAL,
+        "holders": holders,
+        "tolerated": study.privacy.tolerated if summed else None,
+        **_if_aggregation_fails(target, contributors if summed else None),
+        "accountant": "exact Gaussian composition (Dong, Roth, Su 2019, cor. 3.3; Balle, Wang 2018, thm 8);"
+        " what whole-number noise adds is below its margin (Kairouz, Liu, Steinke 2021, thm 1)",
+        "noise": "exact discrete Gaussian (Canonne, Kamath, Steinke 2020, alg. 3) from the operating"
+        " system's entropy, on a public grid",
         "releases": [
-            {
-                "what": "noisy counts of the public cells",
-                "times": 1,
-                "noise_multiplier": counts.noise_multiplier,
-                "epsilon_alone": epsilon_of((counts,), target.delta),
-            },
-            {
-                "what": "noisy clipped gradient sum, one full pass over the records",
-                "times": rounds,
-                "noise_multiplier": gradient.noise_multiplier,
-                "epsilon_alone": epsilon_of((gradient,), target.delta),
-            },
+            _release(
+                "noisy counts of the public cells",
+                1,
+                counts_mechanism_of(grid, cost.counts, contributors),
+                target,
+            ),
+            _release(
+                "noisy clipped gradient sum, one full pass over the records",
+                rounds,
+                gradient_mechanism_of(grid, cost.gradient(rounds), contributors),
+                target,
+            ),
         ],
-        "not_covered": list(NOT_COVERED),
+        "not_covered": [*(NOT_COVERED_BY_SUMS if summed else ()), *NOT_COVERED],
+    }
+
+
+_LOCAL = (
+    "every holder adds its full noise to what it sends, so nobody outside a holder needs to be trusted:"
+    " neither the coordinator nor other holders"
+)
+
+
+def _trust(holders: int, tolerated: int) -> str:
+    return (
+        f"each of {holders} holders adds a share of the noise, and secure aggregation shows nobody more than"
+        f" their sum. The promise holds against the public, the coordinator and up to {tolerated} of the"
+        " holders, counting together those that are curious, that collude and that are gone"
+    )
+
+
+def _if_aggregation_fails(target: PrivacyTarget, contributors: int | None) -> dict[str, float | None]:
+    """Return what is left if every holder's own message is read: its share of the noise, alone.
+
+    A share has 1 / contributors of the whole noise's variance, so one holder's releases have
+    ``sqrt(contributors)`` times the mu. Those of the k holders of a person compose: ``sqrt(k)`` times that.
+    """
+    names = "epsilon_if_aggregation_fails", "epsilon_per_holder_if_aggregation_fails"
+    if contributors is None:
+        return dict.fromkeys(names)
+    alone = target.mu * math.sqrt(contributors)
+    everywhere = alone * math.sqrt(target.holders_per_person)
+    return {
+        name: epsilon_of_mu(mu, target.delta) for name, mu in zip(names, (everywhere, alone), strict=True)
+    }
+
+
+def _release(what: str, times: int, mechanism: IntegerMechanism, target: PrivacyTarget) -> dict[str, Any]:
+    """Describe one kind of release; ``epsilon_alone`` is what one of them costs by itself."""
+    event = Event(noise_multiplier=mechanism.noise_multiplier)
+    return {
+        "what": what,
+        "times": times,
+        "values": mechanism.size,
+        "sensitivity": mechanism.l2_clip_norm,
+        "noise_multiplier": mechanism.noise_multiplier,
+        "noise_std": mechanism.std,
+        "epsilon_alone": epsilon_of((event,), target.delta),
     }
 
 
 def label_in_words(label: dict[str, Any]) -> str:
-    """Say the label in sentences a privacy officer can check."""
-    releases = "\n".join(
-        f"  - {r['what']}, {r['times']} time(s), noise {r['noise_multiplier']:.4g} x sensitivity"
-        for r in label["releases"]
-    )
+    """Say the label in sentences a privacy officer can check and sign."""
+    releases = "\n".join(f"  - {_release_in_words(release)}" for release in label["releases"])
     uncovered = "\n".join(f"  - {line}" for line in label["not_covered"])
+    seen = "a sum over all holders" if label["trust"] == "distributed" else "by each holder"
+    several = f"at most {label['holders_per_person']} of the holders"
     return (
-        f"Privacy: epsilon {label['epsilon']:g}, delta {label['delta']:g} for {label['unit']}, over the whole"
-        f" run, known to at most {label['holders_per_person']} holder(s).\n"
-        f"Trust: {label['trust']} - {label['trust_in_words']}.\n"
-        f"Accountant: {label['accountant']}.\nReleased by each holder:\n{releases}\n"
+        f"Promise: epsilon {label['epsilon']:g}, delta {label['delta']:g} for {label['unit']}, over the whole"
+        f" run: every release listed below, and the model.{_factor(label)}\n"
+        f"Compared: {label['adjacency']}.\n"
+        f"For whom: a person known to {'one holder' if label['holders_per_person'] == 1 else several}.\n"
+        f"Trust: {label['trust']}. {_capital(label['trust_in_words'])}.\n"
+        f"{_failure_in_words(label)}"
+        f"Released, each {seen}:\n{releases}\n"
+        f"Cost: together epsilon {label['epsilon_per_holder']:.4g} in each holder's ledger.\n"
+        f"Noise: {label['noise']}.\n"
+        f"Accountant: {label['accountant']}.\n"
         f"Not covered:\n{uncovered}"
     )
+
+
+def _release_in_words(release: dict[str, Any]) -> str:
+    times = "once" if release["times"] == 1 else f"{release['times']} times"
+    return (
+        f"{release['what']}: {times}, {release['values']} whole numbers, noise of standard deviation at least"
+        f" {release['noise_std']:.4g} where one person counts up to {release['sensitivity']:.4g}"
+        f" (noise multiplier {release['noise_multiplier']:.4g}); one alone costs epsilon"
+        f" {release['epsilon_alone']:.3g}"
+    )
+
+
+def _factor(label: dict[str, Any]) -> str:
+    if label["epsilon"] > _LARGEST_FACTOR:
+        return ""
+    return (
+        " Whether that person's records were used changes the probability of anything that can be seen of"
+        f" the run by a factor of at most {math.exp(label['epsilon']):.3g}, and by at most"
+        f" {label['delta']:g} beyond that."
+    )
+
+
+def _failure_in_words(label: dict[str, Any]) -> str:
+    whole, alone = label["epsilon_if_aggregation_fails"], label["epsilon_per_holder_if_aggregation_fails"]
+    if whole is None:
+        return ""
+    shared = f", and epsilon {alone:.3g} for one known to a single holder"
+    return (
+        "If aggregation fails completely, so that every message of every holder is read: the noise in each"
+        f" message alone still keeps epsilon {whole:.3g} at the same delta"
+        f"{'' if label['holders_per_person'] == 1 else shared}.\n"
+    )
+
+
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]

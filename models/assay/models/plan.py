@@ -33,23 +33,27 @@ def plan_run(study: Study, *, holders: int, rows: int) -> dict[str, Any]:
 
     Raises:
         BadInput: ``holders`` or ``rows`` is out of range.
+        Refused: too few holders for the study's trust (code ``"holders"``).
     """
     # Late, so that other commands do not wait for what only a plan needs.
     from assay.models.encoding import Grid
     from assay.models.fitting import default_rounds
-    from assay.models.label import privacy_target
-    from assay.privacy.accounting import RunCost, epsilon_of
+    from assay.models.label import gradient_mechanism, privacy_label, privacy_target
 
     if not 1 <= holders <= MAX_HOLDERS:
         raise BadInput("--holders", value=holders, allowed=f"1 to {MAX_HOLDERS}")
     if not 1 <= rows <= 10**12:
         raise BadInput("--rows", value=rows, allowed="1 to 10^12 persons per holder")
+    study.require_holders(holders)
     grid, target = Grid.of(study), privacy_target(study)
-    cost, persons = RunCost.of(target), holders * rows
-    rounds = study.training.rounds or default_rounds(epsilon=target.epsilon, persons=persons, holders=holders)
-    gradient = cost.gradient(rounds)
-    sensitivity = grid.gradient_sensitivity
-    noise = gradient.noise_multiplier * sensitivity * math.sqrt(holders) / persons
+    persons, summed = holders * rows, target.trust == "distributed"
+    contributors = holders - study.privacy.tolerated if summed else 1
+    # One noise in the sum of all holders, or one noise from each of them.
+    noises = 1 if summed else holders
+    rounds = study.training.rounds or default_rounds(epsilon=target.epsilon, persons=persons, holders=noises)
+    gradient = gradient_mechanism(study, grid, rounds, contributors)
+    noise = gradient.std * math.sqrt(holders / contributors) / persons
+    label = privacy_label(study, rounds=rounds, holders=holders)
     outlook = "good" if noise <= _COMFORTABLE else "weak" if noise <= _HOPELESS else "hopeless"
     return {
         "study": study.name,
@@ -60,10 +64,11 @@ def plan_run(study: Study, *, holders: int, rows: int) -> dict[str, Any]:
         "rows": rows,
         "rounds": rounds,
         "cells": grid.size,
-        "sensitivity": sensitivity,
+        "sensitivity": gradient.l2_clip_norm,
         "noise_multiplier": gradient.noise_multiplier,
-        "counts_noise_multiplier": cost.counts.noise_multiplier,
-        "epsilon_per_holder": epsilon_of(cost.total(rounds), target.delta),
+        "counts_noise_multiplier": label["releases"][0]["noise_multiplier"],
+        "epsilon_per_holder": label["epsilon_per_holder"],
+        "epsilon_if_aggregation_fails": label["epsilon_if_aggregation_fails"],
         "noise_of_mean_gradient": noise,
         "outlook": outlook,
     }
@@ -95,15 +100,17 @@ def plan(
 
 
 def _words(plan: dict[str, Any]) -> str:
-    cells, rounds = plan["cells"], plan["rounds"]
+    cells, rounds, fails = plan["cells"], plan["rounds"], plan["epsilon_if_aggregation_fails"]
+    left = "" if fails is None else f"; epsilon {fails:.3g} if secure aggregation fails"
+    seen = "by each holder" if fails is None else "as a sum over the holders"
     return (
         f"{plan['study']}: epsilon {plan['epsilon']:g} at delta {plan['delta']:g}, "
         f"{plan['holders']} holder(s) of about {plan['rows']:,} persons, trust {plan['trust']}\n"
         f"  rounds            {rounds}, plus one release of noisy counts\n"
-        f"  released          {cells} + {rounds} x {cells + 1} noisy integers by each holder\n"
+        f"  released          {cells} + {rounds} x {cells + 1} noisy integers {seen}\n"
         f"  noise multiplier  {plan['noise_multiplier']:.4g} (counts {plan['counts_noise_multiplier']:.4g}),"
         f" sensitivity {plan['sensitivity']:.4g}\n"
-        f"  cost              epsilon {plan['epsilon_per_holder']:.6g} in each holder's ledger\n"
+        f"  cost              epsilon {plan['epsilon_per_holder']:.6g} in each holder's ledger{left}\n"
         f"  noise of the mean gradient {plan['noise_of_mean_gradient']:.2g}: {plan['outlook']}. "
         f"{_OUTLOOK[plan['outlook']]}"
     )

@@ -249,14 +249,16 @@ class Privacy:
     Attributes:
         epsilon: positive and finite.
         delta: above 0, at most 1e-6.
-        trust: ``"local"`` (every holder adds its full noise) or ``"distributed"``.
-        tolerated: holders that may be curious, colluding or gone.
+        trust: ``"distributed"`` (each holder adds a share of the noise, and only sums are seen) or
+            ``"local"`` (every holder adds all of it).
+        tolerated: holders that may be curious, colluding or gone, taken together, before the noise of a
+            distributed sum falls short; at least 1, because every holder knows its own share.
         holders_per_person: how many holders may know the same person.
     """
 
     epsilon: float
     delta: float = MAX_DELTA
-    trust: str = "local"
+    trust: str = "distributed"
     tolerated: int = 1
     holders_per_person: int = 1
 
@@ -381,8 +383,7 @@ class Study:
         """Refuse what this version cannot train, with what to change.
 
         Raises:
-            Refused: the model is ``"neural"`` (code ``"model"``) or the trust is ``"distributed"`` (code
-                ``"trust"``).
+            Refused: the model is ``"neural"`` (code ``"model"``).
         """
         if self.training.model != "additive":
             raise Refused(
@@ -390,12 +391,29 @@ class Study:
                 ' Set model = "additive"',
                 code="model",
             )
-        if self.privacy.trust != "local":
-            raise Refused(
-                f"privacy.trust {self.privacy.trust!r} is not available; allowed: local, where every holder"
-                ' adds its full noise. Set trust = "local"',
-                code="trust",
-            )
+
+    def require_holders(self, holders: int) -> None:
+        """Refuse a number of holders that the study's trust cannot work with, with what to change.
+
+        A sum hides a holder among the others only if at least two of them add noise that the tolerated
+        ones do not know.
+
+        Raises:
+            Refused: the trust is ``"distributed"`` and the holders are too few, or too many to be added up
+                (code ``"holders"``).
+        """
+        # Late: most commands that read a study need no cryptography.
+        from assay.privacy.cohort import MAX_HOLDERS, MIN_HOLDERS
+
+        tolerated = self.privacy.tolerated
+        fewest = max(MIN_HOLDERS, tolerated + 2)
+        if self.privacy.trust != "distributed" or fewest <= holders <= MAX_HOLDERS:
+            return
+        raise Refused(
+            f"holders is {holders}; allowed: {fewest} to {MAX_HOLDERS} where privacy.trust is 'distributed'"
+            f' and privacy.tolerated is {tolerated}. Enrol more holders, or set trust = "local" in the study',
+            code="holders",
+        )
 
 
 def _once(setting: str, value: str, taken: dict[str, str], owner: str) -> None:

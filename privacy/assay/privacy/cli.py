@@ -1,7 +1,8 @@
-"""``assay privacy ledger``: every charge, what is left, and whether anybody changed it."""
+"""``assay privacy ledger`` and ``audit``: what was spent, and whether anybody changed the books."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from assay.privacy.files import read_toml
 from assay.privacy.terminal import Json, command, emit
 
 if TYPE_CHECKING:
+    from assay.privacy.audit import Audit
     from assay.privacy.ledger import LedgerSummary, Limits
 
 __all__ = ["app"]
@@ -65,6 +67,61 @@ def ledger(
         raise damage
 
 
+@app.command()
+@command
+def audit(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A holder's directory.")],
+    witness: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What the coordinator saw of this holder; it writes the file with assay server witness.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check audit log, ledger and that they agree, offline; exit code 1 and the first bad entry if not.
+
+    Only with --witness is it noticed that the whole directory is an older copy. May be used while the
+    holder's daemon runs.
+
+    Example: assay privacy audit north-bank --witness north-bank.witness.json
+    """  # fmt: skip
+    from assay.privacy.audit import Witness
+    from assay.privacy.audit import audit as check
+
+    seen = None if witness is None else Witness.read(witness)
+    try:
+        found = check(directory, seen)
+    except Tampered as damage:
+        emit(
+            {"verified": False, "problem": str(damage)},
+            as_json=as_json,
+            text="NOT VERIFIED: do not rely on it",
+        )
+        raise
+    result = {
+        "verified": True,
+        "problem": None,
+        "entries": found.entries,
+        "rows": found.rows,
+        "countersigned": found.countersigned,
+        "unfinished": list(found.unfinished),
+        "witnessed": found.witnessed is not None,
+    }
+    emit(result, as_json=as_json, text=_verdict(found))
+
+
+def _verdict(found: Audit) -> str:
+    lines = [f"unfinished: {line}" for line in found.unfinished]
+    against = "no witness: an older copy of the whole directory would look the same"
+    if found.witnessed is not None:
+        row, entry = found.witnessed
+        against = f"contains row {row} and entry {entry}, which the coordinator saw"
+    lines.append(f"{found.entries} audit log entries and {found.rows} ledger rows, verified; {against}")
+    return "\n".join(lines)
+
+
 def _read(
     path: Path, identity: Any, limits: Limits
 ) -> tuple[LedgerSummary | None, float | None, Tampered | None]:
@@ -80,11 +137,13 @@ def _read(
     with opened as account:
         damage = _damage(account.verify)
         try:
-            return account.summary(limits), account.remaining(limits), damage
-        except AssayError:
+            summary = account.summary(limits)
+            json.dumps(summary.entries, allow_nan=False)
+            return summary, account.remaining(limits), damage
+        except (AssayError, AttributeError, TypeError, ValueError):
             if damage is None:
                 raise
-            return None, None, damage  # an edited row may hold a noise that no release can have
+            return None, None, damage  # a damaged row may hold anything, also what cannot be shown
 
 
 def _damage(verify: Any) -> Tampered | None:

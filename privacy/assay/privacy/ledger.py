@@ -6,16 +6,18 @@ One ledger serves all studies and restarts of a holder. The order is reserve, ch
 reserve      before the first round, for the whole run: refused whole if a cap would be passed
 charge       before anything is computed from records; durable when the call returns; no refunds
 release      the bytes that leave; the same (run, round) gives the same bytes and is charged once
+open         the one list of survivors whose sum this holder helps to open; a round is opened once
 close        what was reserved and not charged is free again
 ===========  =======================================================================================
 
 The rows are signed and chained (``ledger_store``), so that :meth:`Ledger.verify` notices an edited, deleted,
-swapped or forged row and a tail that was cut off.
+swapped or forged row, also one signed anew with the identity key, and a tail that was cut off.
 
-What it does not notice: a whole older copy of the file put back in its place (chain and head are then both
-old, and both genuine), rows written by somebody who holds the identity key, and a system clock set forward,
-which lets the rolling year end early. A clock set back changes nothing: time in the ledger never runs
-backwards.
+A whole older copy of the file put back in its place is genuine in itself. It is noticed by whoever has seen
+a later row: the coordinator, which names the head it saw with every question (:meth:`Ledger.require_prefix`),
+and the audit log beside the ledger. Not noticed at all: a ledger written anew from its first row by somebody
+who holds the identity key, where nobody kept a head; and a system clock set forward, which lets the rolling
+year end early. A clock set back changes nothing: time in the ledger never runs backwards.
 """
 
 from __future__ import annotations
@@ -27,16 +29,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from sqlite3 import Row
-from typing import Any
+from typing import Any, NamedTuple
 
 from assay.privacy.accounting import Event, epsilon_of, epsilon_of_mu, mu2_of, mu_of
 from assay.privacy.errors import BadInput, Refused
 from assay.privacy.keys import Identity
 from assay.privacy.ledger_store import COLUMNS, LedgerStore
 
-__all__ = ["YEAR_S", "Ledger", "LedgerSummary", "Limits"]
+__all__ = ["RESTORED", "YEAR_S", "Landmark", "Ledger", "LedgerSummary", "Limits"]
 
 YEAR_S = 365 * 86400.0
+RESTORED = (
+    "it was restored from an older copy, or its directory was cloned. Put the newest copy back; if there is "
+    "none, set up a new holder directory and have it admitted in this one's place"
+)
+"""What is wrong, and the remedy, where somebody has seen a later history than the one at hand."""
+
 # Caps are met by plans that use them up exactly; float64 rounding must not turn one away.
 _TOLERANCE = 1 + 1e-9
 
@@ -85,6 +93,27 @@ class LedgerSummary:
     open_runs: tuple[str, ...]
 
 
+class Landmark(NamedTuple):
+    """A row that has an entry in the audit log.
+
+    Attributes:
+        seq: its number.
+        kind: ``"release"``, ``"open"`` or ``"close"``.
+        run: the run.
+        round: the round; None for a close.
+        payload_sha256: hash of the bytes that left or of the survivors, 64 hexadecimal digits; None for a
+            close.
+        outcome: how a run ended; None for the others.
+    """
+
+    seq: int
+    kind: str
+    run: str
+    round: int | None
+    payload_sha256: str | None
+    outcome: str | None
+
+
 @dataclass(kw_only=True)
 class _Run:
     """What the rows of one run amount to."""
@@ -128,8 +157,13 @@ class Ledger:
     or call :meth:`close`.
     """
 
-    def __init__(self, store: LedgerStore, clock: Callable[[], float]) -> None:
-        self._store, self._clock = store, clock
+    def __init__(
+        self, store: LedgerStore, clock: Callable[[], float], log_head: Callable[[], str] | None
+    ) -> None:
+        self._store, self._clock, self._log_head = store, clock, log_head
+        # What the rows up to row ``_seen`` amount to: a charge replays the rows behind it, not all of them.
+        self._runs: dict[str, _Run] = {}
+        self._seen = (0, "")
 
     @classmethod
     def open(
@@ -139,6 +173,7 @@ class Ledger:
         clock: Callable[[], float] = system_time.time,
         *,
         read_only: bool = False,
+        log_head: Callable[[], str] | None = None,
     ) -> Ledger:
         """Open the ledger at ``path``, creating it (mode 0600) unless ``read_only``.
 
@@ -149,9 +184,11 @@ class Ledger:
             identity: the holder's; every row is signed by it.
             clock: seconds since 1970, UTC.
             read_only: take no lock and change nothing; for looking while the daemon runs.
+            log_head: says how far the audit log is (``AuditLog.head``); every row then names it, so that the
+                log cannot be shortened or rewritten below the newest row. None: there is no log.
 
         Raises:
-            BadInput: not a ledger, one of a newer Assay, missing (``read_only``) or readable by others.
+            BadInput: not a ledger, one of another version, missing (``read_only``) or readable by others.
             Tampered: the ledger does not verify.
             Unavailable: another process holds it, or the file cannot be read or written.
         """
@@ -162,7 +199,7 @@ class Ledger:
         except BaseException:
             store.close()
             raise
-        return cls(store, clock)
+        return cls(store, clock, log_head)
 
     def __enter__(self) -> Ledger:
         return self
@@ -186,7 +223,7 @@ class Ledger:
         if not planned:
             raise BadInput("planned", value="no event", allowed="at least one event")
         with self._store.transaction():
-            runs = _replay(self._store.rows())
+            runs = self._states()
             known = runs.get(run)
             if known is not None:
                 if known.closed:
@@ -209,6 +246,8 @@ class Ledger:
         mechanism: str,
         sensitivity: float,
         event: Event,
+        question: str = "",
+        noise_share: float = 1.0,
     ) -> bytes | None:
         """Record the cost of one release before it is computed; durable when this returns.
 
@@ -218,6 +257,8 @@ class Ledger:
             mechanism: one word, e.g. ``"gaussian"``.
             sensitivity: the clip norm the noise is a multiple of; above 0, finite.
             event: what the release costs.
+            question: names what was asked, e.g. the hash of model and holders; kept with the charge.
+            noise_share: part of the noise variance that this holder adds itself; above 0, at most 1.
 
         Returns:
             The bytes released earlier for this (run, round), which must be sent again instead of new
@@ -225,19 +266,22 @@ class Ledger:
 
         Raises:
             Refused: the run is unknown (``"unknown"``) or closed (``"closed"``), the round was charged
-                with another cost (``"changed"``), or the run's reservation is used up (``"budget"``).
+                with another cost or for another question (``"changed"``), or the run's reservation is
+                used up (``"budget"``).
         """
         if not 0 < sensitivity < math.inf:
             raise BadInput("sensitivity", value=sensitivity, allowed="a finite number above 0")
+        if not 0 < noise_share <= 1:
+            raise BadInput("noise_share", value=noise_share, allowed="a number above 0, at most 1")
         if isinstance(round, bool) or not isinstance(round, int) or round < 0:
             raise BadInput("round", value=round, allowed="a whole number of at least 0")
         cost = {"mechanism": mechanism, "sensitivity": float(sensitivity), **_priced(event)}
+        cost |= {"noise_share": float(noise_share), "question": question}
         with self._store.transaction():
             state = self._run(run)
             charged = self._store.row(run, round, "charge")
             if charged is not None:
-                if any(charged[key] != value for key, value in cost.items()):
-                    raise Refused(f"round {round} of run {run} was charged with another cost", code="changed")
+                _require_same(charged, cost)
                 released = self._store.row(run, round, "release")
                 if released is not None:
                     return bytes(released["payload"])
@@ -268,6 +312,36 @@ class Ledger:
             self._append(kind="release", study=state.study, run=run, round=round, payload=payload)
         return payload
 
+    def open_round(self, *, run: str, round: int, survivors: str) -> None:  # noqa: A002
+        """Write down whose sum this holder helps to open; durable when this returns.
+
+        A second opening of a round with another list would tell two sums apart, hence one holder's part.
+        The same list again changes nothing.
+
+        Args:
+            run: an open run.
+            round: a released round of it.
+            survivors: the list as text; the same list is always the same text.
+
+        Raises:
+            Refused: the round was opened with another list (``"changed"``), was not released
+                (``"unknown"``), or the run is unknown (``"unknown"``) or closed (``"closed"``).
+        """
+        payload = survivors.encode()
+        with self._store.transaction():
+            state = self._run(run)
+            opened = self._store.row(run, round, "open")
+            if opened is not None:
+                if bytes(opened["payload"]) != payload:
+                    raise Refused(
+                        f"round {round} of run {run} was opened for other survivors", code="changed"
+                    )
+                return
+            if self._store.row(run, round, "release") is None:
+                raise Refused(f"round {round} of run {run} was not released", code="unknown")
+            _require_open(run, state)
+            self._append(kind="open", study=state.study, run=run, round=round, payload=payload)
+
     def close_run(self, *, run: str, outcome: str) -> None:
         """End a run: what it reserved and did not charge is free again. Closing twice changes nothing.
 
@@ -278,7 +352,6 @@ class Ledger:
             state = self._run(run)
             if not state.closed:
                 self._append(kind="close", study=state.study, run=run, outcome=outcome)
-        self._store.fold()
 
     def charged(self, run: str) -> tuple[Event, ...]:
         """Return what has been charged for a run so far, oldest first; an accountant starts from it.
@@ -292,7 +365,7 @@ class Ledger:
     def open_runs(self) -> tuple[str, ...]:
         """Return the runs that hold a reservation."""
         with self._store.transaction(write=False):
-            return tuple(run for run, state in _replay(self._store.rows()).items() if not state.closed)
+            return tuple(run for run, state in self._states().items() if not state.closed)
 
     def remaining(self, limits: Limits, study: str | None = None) -> float:
         """Return the largest epsilon (at ``limits.delta``) a new run may still have.
@@ -304,18 +377,20 @@ class Ledger:
             study: also respect the cap of this study; None: the year's alone.
         """
         with self._store.transaction(write=False):
-            runs, since = _replay(self._store.rows()), self._now() - YEAR_S
-        left = _left(_committed(runs.values(), since=since), limits.epsilon_per_year, limits.delta)
+            runs, since = list(self._states().values()), self._now() - YEAR_S
+            recent = _committed(runs, since=since)
+            own = _committed(state for state in runs if state.study == study)
+        left = _left(recent, limits.epsilon_per_year, limits.delta)
         if study is None:
             return left
-        own = [state for state in runs.values() if state.study == study]
-        return min(left, _left(_committed(own), limits.epsilon_per_study, limits.delta))
+        return min(left, _left(own, limits.epsilon_per_study, limits.delta))
 
     def summary(self, limits: Limits) -> LedgerSummary:
         """Return every row and what they add up to."""
         with self._store.transaction(write=False):
             rows, since = self._store.rows(), self._now() - YEAR_S
-        runs = _replay(rows)
+        runs: dict[str, _Run] = {}
+        _replay(rows, runs)
         studies: dict[str, list[Event]] = {}
         recent: list[Event] = []
         for state in runs.values():
@@ -330,8 +405,49 @@ class Ledger:
             open_runs=tuple(run for run, state in runs.items() if not state.closed),
         )
 
+    def head(self) -> tuple[int, str]:
+        """Return number and hash of the newest row: 64 hexadecimal digits, ``(0, genesis)`` if empty."""
+        with self._store.transaction(write=False):
+            return self._store.head()
+
+    def require_prefix(self, seq: int, digest: str) -> None:
+        """Refuse to go on where the ledger does not contain a row that somebody else saw.
+
+        Args:
+            seq: number of the row; 0 stands for the empty ledger.
+            digest: its hash, as :meth:`head` gave it.
+
+        Raises:
+            Refused: code ``"ledger"``. Nothing is written.
+        """
+        with self._store.transaction(write=False):
+            if self._store.holds(seq, digest):
+                return
+            last, _ = self._store.head()
+        raise Refused(
+            f"the ledger, which ends at row {last}, does not contain row {seq} that the coordinator saw: "
+            f"{RESTORED}",
+            code="ledger",
+        )
+
+    def landmarks(self, after: int = 0) -> tuple[Landmark, ...]:
+        """Return the rows behind row ``after`` that have an entry in the audit log, oldest first."""
+        with self._store.transaction(write=False):
+            rows = self._store.rows(after)
+        return tuple(
+            Landmark(*(row[name] for name in Landmark._fields))
+            for row in rows
+            if row["kind"] in ("release", "open", "close")
+        )
+
+    def log_heads(self, after: int = 0) -> tuple[tuple[int, str | None], ...]:
+        """Return the number of each row behind row ``after`` and the audit log head it names."""
+        with self._store.transaction(write=False):
+            rows = self._store.rows(after)
+        return tuple((row["seq"], row["log_head"]) for row in rows)
+
     def verify(self) -> None:
-        """Check every signature, hash and link, the stored payloads and the head.
+        """Check every signature, hash and link, the stored payloads, the head and the release key.
 
         Raises:
             Tampered: names the first row that is not what the holder wrote.
@@ -339,22 +455,33 @@ class Ledger:
         self._store.verify()
 
     def _run(self, run: str) -> _Run:
-        state = _replay(self._store.rows(run)).get(run)
+        state = self._states().get(run)
         if state is None:
             raise Refused(f"run {run} is not reserved in this ledger", code="unknown")
         return state
+
+    def _states(self) -> dict[str, _Run]:
+        """Return what the rows amount to, run by run, in the order the runs were reserved; in a transaction.
+
+        Rows that were rolled back are forgotten: their hash stands in no ledger.
+        """
+        if not self._store.holds(*self._seen):
+            self._runs, self._seen = {}, (0, "")
+        _replay(self._store.rows(self._seen[0]), self._runs)
+        self._seen = self._store.head()
+        return self._runs
 
     def _now(self) -> float:
         """Return the time, never earlier than what the ledger has seen."""
         return max(float(self._clock()), self._store.last_time())
 
     def _append(self, *, payload: bytes | None = None, **values: Any) -> None:
-        self._store.append(payload=payload, time=self._now(), **values)
+        log_head = None if self._log_head is None else self._log_head()
+        self._store.append(payload=payload, time=self._now(), log_head=log_head, **values)
 
 
-def _replay(rows: Iterable[Row]) -> dict[str, _Run]:
-    """Return what the rows amount to, run by run, in the order the runs were reserved."""
-    runs: dict[str, _Run] = {}
+def _replay(rows: Iterable[Row], runs: dict[str, _Run]) -> None:
+    """Add what the rows amount to, run by run, in the order the runs were reserved."""
     for row in rows:
         state = runs.setdefault(row["run"], _Run(study=row["study"]))
         if row["kind"] == "reserve":
@@ -363,12 +490,19 @@ def _replay(rows: Iterable[Row]) -> dict[str, _Run]:
             state.charged.append((row["time"], _event(row)))
         elif row["kind"] == "close":
             state.closed = True
-    return runs
 
 
 def _committed(runs: Iterable[_Run], since: float = -math.inf) -> list[Event]:
     """Return what the runs cost or may still cost: open ones their whole plan, closed ones their charges."""
     return [event for state in runs for event in state.events(since)]
+
+
+def _require_same(charged: Row, cost: dict[str, Any]) -> None:
+    """Refuse a round that was charged before with anything else than ``cost``."""
+    changed = [key for key, value in cost.items() if charged[key] != value]
+    if changed:
+        what = "for another question" if changed == ["question"] else "with another cost"
+        raise Refused(f"round {charged['round']} of run {charged['run']} was charged {what}", code="changed")
 
 
 def _require_open(run: str, state: _Run) -> None:

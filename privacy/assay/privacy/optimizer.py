@@ -26,6 +26,7 @@ from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processe
 
 from assay.privacy.accounting import Event, epsilon_of
 from assay.privacy.errors import BadInput
+from assay.privacy.mechanism import IntegerMechanism
 from assay.privacy.noise import Entropy, gaussian, uniforms
 
 __all__ = [
@@ -157,72 +158,87 @@ class SecureOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  #
             _mark_as_processed(p.summed_grad)
 
 
-class PrivateStep:
-    """The one way a sum computed from records becomes something that may leave: noisy and counted.
+class _IntegerOptimizer(SecureOptimizer):
+    """The same step, with integers on a public grid instead of floats: what may leave a holder.
 
-    Full batch: everyone takes part in every release. Make one per run and reuse it; Opacus' objects sit
-    in reference cycles and are slow to be freed.
-
-    Attributes:
-        l2_clip_norm: what every person's contribution is clipped to.
-        std: standard deviation of the noise, noise_multiplier * l2_clip_norm.
+    ``p.grad`` holds the clipped sum before the step and, after it, the whole numbers that are released;
+    they are below 2^43 and therefore exact in float64.
     """
 
-    def __init__(
-        self, *, size: int, l2_clip_norm: float, noise_multiplier: float, accountant: IAccountant
-    ) -> None:
-        """Prepare for sums of ``size`` values.
+    def __init__(self, optimizer: torch.optim.Optimizer, mechanism: IntegerMechanism) -> None:
+        super().__init__(
+            optimizer,
+            noise_multiplier=mechanism.noise_multiplier,
+            max_grad_norm=mechanism.l2_clip_norm,
+        )
+        self._mechanism = mechanism
+
+    def add_noise(self) -> None:
+        """Put the rounded clipped sum plus this holder's share of the noise in ``p.grad``."""
+        (p,) = self.params
+        _check_processed_flag(p.summed_grad)
+        noisy = self._mechanism.noisy(p.summed_grad.numpy())
+        p.grad = torch.from_numpy(noisy.astype(np.float64))
+        _mark_as_processed(p.summed_grad)
+
+
+class PrivateStep:
+    """The one way a sum computed from records becomes something that may leave: integers, noisy and counted.
+
+    Full batch: everyone takes part in every release. Make one per run and mechanism and reuse it; Opacus'
+    objects sit in reference cycles and are slow to be freed.
+
+    Attributes:
+        mechanism: bound, grid and noise.
+    """
+
+    def __init__(self, mechanism: IntegerMechanism, accountant: IAccountant) -> None:
+        """Prepare for sums of ``mechanism.size`` values.
 
         Args:
-            size: at least 1.
-            l2_clip_norm: above 0, finite.
-            noise_multiplier: above 0, finite.
-            accountant: told of every release, before its value is handed out.
-
-        Raises:
-            BadInput: a number is outside its range.
+            mechanism: bound, grid and noise of every release.
+            accountant: told of every release, before its value is handed out: the noise multiplier of the
+                whole noise, also where this holder adds a share of it.
         """
-        if not size >= 1:
-            raise BadInput("size", value=size, allowed="at least 1")
-        self._sum = torch.nn.Parameter(torch.zeros(size, dtype=torch.float64))
+        self.mechanism = mechanism
+        self._sum = torch.nn.Parameter(torch.zeros(mechanism.size, dtype=torch.float64))
         # The inner optimizer is what Opacus wraps; a release takes the noisy sum before any update.
-        self._optimizer = SecureOptimizer(
-            torch.optim.SGD([self._sum], lr=1.0),
-            noise_multiplier=noise_multiplier,
-            max_grad_norm=l2_clip_norm,
-        )
+        self._optimizer = _IntegerOptimizer(torch.optim.SGD([self._sum], lr=1.0), mechanism)
         self._optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(sample_rate=1.0))
-        self.l2_clip_norm = l2_clip_norm
-        self.std = noise_multiplier * l2_clip_norm
 
-    def release(self, clipped_sum: ClippedSum, theta: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the clipped sum at ``theta`` plus noise, after telling the accountant.
+    def release(self, clipped_sum: ClippedSum, theta: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return the clipped sum at ``theta`` in grid units plus noise, after telling the accountant.
 
         =======================================  ===================================================
-        bound of the sum is not ``l2_clip_norm``  refused, nothing counted
-        sum of another size                       refused, nothing counted
-        NaN or infinity in the sum                refused, nothing counted, nothing handed out
-        nobody in the data                        the noise alone, counted like any other
+        bound of the sum is not the mechanism's  refused, nothing counted
+        sum of another size                      refused, nothing counted
+        NaN or infinity in the sum               refused, nothing counted, nothing handed out
+        too large for the grid                   refused, nothing counted, nothing handed out
+        nobody in the data                       the noise alone, counted like any other
         =======================================  ===================================================
 
         Returns:
-            float64, flat, ``size`` values.
+            int64, flat, ``mechanism.size`` values; see :meth:`IntegerMechanism.noisy`.
 
         Raises:
             BadInput: as in the table.
         """
-        _require_bound(clipped_sum.l2_clip_norm, self.l2_clip_norm)
-        value = np.array(clipped_sum(theta), dtype=np.float64)
-        if value.shape != tuple(self._sum.shape):
-            raise BadInput("clipped sum", value=value.shape, allowed=f"{self._sum.numel()} values, flat")
-        if not bool(np.isfinite(value).all()):
-            raise BadInput("clipped sum", allowed="finite numbers", remedy="Run assay client check")
-        self._sum.grad = torch.from_numpy(value)
+        _require_bound(clipped_sum.l2_clip_norm, self.mechanism.l2_clip_norm)
+        # A copy: Opacus adds up in place.
+        self._sum.grad = torch.from_numpy(_flat(clipped_sum(theta), self.mechanism.size))
         try:
             self._optimizer.pre_step()
-            return self._sum.grad.numpy().copy()
+            integers: NDArray[np.int64] = self._sum.grad.numpy().astype(np.int64)
+            return integers
         finally:
             self._optimizer.zero_grad(set_to_none=True)
+
+
+def _flat(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Return a copy; torch refuses a gradient of another shape with words that show it."""
+    if values.shape != (size,):
+        raise BadInput("clipped sum", value=values.shape, allowed=f"{size} values, flat")
+    return np.array(values, dtype=np.float64)
 
 
 def poisson_batches(

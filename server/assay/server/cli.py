@@ -214,8 +214,8 @@ def progress_line(event: dict[str, Any]) -> str:
     detail = f" ({event['detail']})" if event["detail"] else ""
     if event["kind"] == "offer":
         return f"offer     accepted by {who or 'nobody'}{detail}"
-    if event["kind"] == "dropped":
-        return f"dropped   {who}{detail}"
+    if event["kind"] in ("dropped", "ledger"):
+        return f"{event['kind']:<9} {who}{detail}"
     step = "counts" if event["kind"] == "counts" else f"{event['round']}/{event['rounds']}"
     return f"round {step:<8} {len(event['holders'])} holders  epsilon spent {event['epsilon']:.4f}"
 
@@ -246,6 +246,7 @@ def status(directory: Directory, as_json: Json = False) -> None:
     from assay.server.admin import AdminClient
     from assay.server.coordinator import run_summary
     from assay.server.federation import Federation
+    from assay.server.witness import holder_summaries
 
     try:
         result = AdminClient.call(directory, "status", {}) | {"serving": True}
@@ -255,10 +256,7 @@ def status(directory: Directory, as_json: Json = False) -> None:
                 "federation": federation.settings.name,
                 "fingerprint": federation.fingerprint,
                 "address": federation.settings.address,
-                "holders": [
-                    {"name": m.name, "online": False, "fingerprint": m.fingerprint}
-                    for m in federation.roster.members()
-                ],
+                "holders": holder_summaries(federation, online=()),
                 "runs": [run_summary(run) for run in federation.registry.runs()],
                 "serving": False,
             }
@@ -273,12 +271,41 @@ def _status_words(status: dict[str, Any]) -> str:
     ]
     for holder in status["holders"]:
         state = "online" if holder["online"] else "offline"
-        lines.append(f"  {holder['name']:<24} {state:<8} {holder['fingerprint']}")
+        seen = "never heard" if holder["ledger_seq"] is None else f"ledger at row {holder['ledger_seq']}"
+        lines.append(f"  {holder['name']:<24} {state:<8} {holder['fingerprint']}  {seen}")
     lines.append("Runs")
     for run in status["runs"]:
         progress = f"round {run['round'] or 0}/{run['rounds'] or '?'}"
         lines.append(f"  {run['run'][:8]}  {run['name']:<24} {run['state']:<8} {progress}  {run['message']}")
     return "\n".join(lines)
+
+
+@app.command()
+@command
+def witness(
+    directory: Directory,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The holder.")],
+    output: Annotated[Path | None, typer.Option(help="File to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Sign where a holder's ledger and audit log were last seen, for the holder to check itself against.
+
+    The holder runs: assay privacy audit DIR --witness FILE
+
+    Example: assay server witness coordinator bank-a --output bank-a.witness.json
+    """
+    from assay.privacy.files import write_durably
+    from assay.privacy.keys import canonical_json
+    from assay.server.federation import Federation
+    from assay.server.witness import witness as signed
+
+    with Federation(directory) as federation:
+        result = signed(federation, name)
+    text = canonical_json(result).decode()
+    if output is not None:
+        write_durably(output, text.encode() + b"\n")
+        text = f"Wrote {output}. {name} runs: assay privacy audit DIR --witness {output.name}"
+    emit(result, as_json=as_json, text=text)
 
 
 @app.command()

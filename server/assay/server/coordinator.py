@@ -10,7 +10,9 @@ import hashlib
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from assay.models.study import parse_study
@@ -19,11 +21,13 @@ from assay.privacy.files import make_private_dir
 from assay.server.admin import AdminServer
 from assay.server.courier import Courier
 from assay.server.federation import Federation
-from assay.server.fleet import FleetServer
+from assay.server.fleet import FleetGrid, FleetServer
 from assay.server.publish import VALID_S, publish
-from assay.server.records import Checkpoint
+from assay.server.records import Checkpoint, Session
 from assay.server.records import Run as RunRecord
-from assay.server.rounds import Interrupted, Progress, Run, TooFewHolders
+from assay.server.registry import Registry
+from assay.server.rounds import Aborted, Interrupted, Progress, Run, Trained
+from assay.server.witness import holder_summaries
 
 __all__ = ["Coordinator", "run_summary"]
 
@@ -113,7 +117,7 @@ class Coordinator:
             return
         except Refused as error:
             state, message = "refused", str(error)
-        except TooFewHolders as error:
+        except Aborted as error:
             state, message = "aborted", str(error)
         except AssayError as error:
             state, message = "failed", str(error)
@@ -136,57 +140,71 @@ class Coordinator:
                 return
 
     def _train_one(self, record: RunRecord) -> str:
-        text, name = record.study, record.run
-        roster = {m.name: bytes.fromhex(m.identity_public) for m in self._federation.roster.members()}
+        name = record.run
+        members = self._federation.roster.members()
+        roster = {member.name: bytes.fromhex(member.identity_public) for member in members}
         settings = self._federation.settings
         with self._fleet.run(name) as grid:
             run = Run(
                 run=name,
-                study_text=text,
-                courier=Courier(
-                    grid, identity=self._federation.identity, federation=self._federation.id, roster=roster
-                ),
+                study_text=record.study,
+                courier=self._courier(grid, roster),
                 minimum_holders=settings.minimum_holders,
                 timeout_s=float(settings.round_timeout_s),
-                save=lambda number, state: self._registry.save_checkpoint(
-                    Checkpoint(run=name, round=number, state=state)
-                ),
+                store=_RunStore(self._registry, name),
                 report=lambda progress: self._report(name, progress),
                 stopping=self._stop.is_set,
             )
             checkpoint = self._registry.latest_checkpoint(name)
             holders = sorted(self._fleet.wait_online(roster, GATHER_S)) if checkpoint is None else []
             trained = run.train(holders, checkpoint.state if checkpoint else None)
-            created = time.time()
-            folder = make_private_dir(self._federation.directory / "models")
-            path = folder / f"{run.study.name}-{name[:8]}.bundle"
-            label = publish(
-                path, study=run.study, trained=trained, identity=self._federation.identity, created=created
-            )
-            self._registry.add_model(
-                name,
-                path=str(path.relative_to(self._federation.directory)),
-                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-                created=created,
-                expires=created + VALID_S,
-                purpose=run.study.purpose,
-                label=label,
-            )
+            path = self._publish(run, trained)
             run.close("done")
         return f"models/{path.name}"
+
+    def _courier(self, grid: FleetGrid, roster: Mapping[str, bytes]) -> Courier:
+        """Return the courier of one run, which knows where every holder's ledger was last seen."""
+        seen = self._registry.heads()
+        return Courier(
+            grid,
+            identity=self._federation.identity,
+            federation=self._federation.id,
+            roster=roster,
+            heads={name: seen[key.hex()] for name, key in roster.items() if key.hex() in seen},
+            keep=lambda new: self._registry.save_heads({roster[n].hex(): heads for n, heads in new.items()}),
+        )
+
+    def _publish(self, run: Run, trained: Trained) -> Path:
+        """Write the bundle and register it; doing it again after a crash replaces it."""
+        created = time.time()
+        folder = make_private_dir(self._federation.directory / "models")
+        path = folder / f"{run.study.name}-{run.run[:8]}.bundle"
+        identity = self._federation.identity
+        label = publish(path, study=run.study, trained=trained, identity=identity, created=created)
+        self._registry.add_model(
+            run.run,
+            path=str(path.relative_to(self._federation.directory)),
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            created=created,
+            expires=created + VALID_S,
+            purpose=run.study.purpose,
+            label=label,
+        )
+        return path
 
     def _report(self, run: str, progress: Progress) -> None:
         self._admit_all()  # a holder revoked during a run is shut out from the next round on
         detail = asdict(progress)
         kind = detail.pop("kind")
         detail["holders"] = list(detail["holders"])
-        if kind in ("counts", "resumed"):
+        if kind in ("counts", "resumed") and progress.rounds:
             self._registry.set_holders(run, detail["holders"])
             self._registry.set_rounds(run, progress.rounds)
         self._registry.add_event(run, kind, detail)
         step = f"{kind} {progress.round}/{progress.rounds}"
         who = f"{len(progress.holders)} holder(s), epsilon {progress.epsilon:.4g}"
-        _LOG.info("run %s: %s, %s %s", run[:8], step, who, progress.detail)
+        level = logging.WARNING if kind == "ledger" else logging.INFO
+        _LOG.log(level, "run %s: %s, %s %s", run[:8], step, who, progress.detail)
 
     def _status(self, _: dict[str, Any]) -> dict[str, Any]:
         online = self._fleet.online()
@@ -194,10 +212,7 @@ class Coordinator:
             "federation": self._federation.settings.name,
             "fingerprint": self._federation.fingerprint,
             "address": self._federation.settings.address,
-            "holders": [
-                {"name": m.name, "online": m.name in online, "fingerprint": m.fingerprint}
-                for m in self._federation.roster.members()
-            ],
+            "holders": holder_summaries(self._federation, online),
             "runs": [run_summary(run) for run in self._registry.runs()],
         }
 
@@ -223,3 +238,25 @@ def run_summary(run: RunRecord) -> dict[str, Any]:
     """Return what people and machines are told about a run."""
     fields = ("run", "name", "state", "round", "rounds", "created", "started", "ended", "message")
     return {field: getattr(run, field) for field in fields} | {"holders": list(run.holders)}
+
+
+class _RunStore:
+    """What one run keeps, in the database."""
+
+    def __init__(self, registry: Registry, run: str) -> None:
+        self._registry, self._run = registry, run
+
+    def save(self, number: int, state: bytes) -> None:
+        self._registry.save_checkpoint(Checkpoint(run=self._run, round=number, state=state))
+
+    def session(self, number: int) -> Session | None:
+        return self._registry.session(self._run, number)
+
+    def save_session(self, session: Session) -> None:
+        self._registry.save_session(session)
+
+    def survivors(self, number: int) -> tuple[str, ...] | None:
+        return self._registry.survivors(self._run, number)
+
+    def save_survivors(self, number: int, survivors: tuple[str, ...]) -> None:
+        self._registry.save_survivors(self._run, number, survivors)

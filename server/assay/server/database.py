@@ -63,11 +63,14 @@ class Database:
                 self.execute(f"PRAGMA application_id={application_id}")
                 self.execute(f"PRAGMA user_version={version}")
             elif found != (application_id, version):
+                older = found[0] == application_id and found[1] < version
                 raise BadInput(
                     "database",
-                    value=str(self._path),
+                    value=f"{self._path}, version {found[1]}" if older else str(self._path),
                     allowed=f"version {version} of Assay's own",
-                    remedy="Use the version of Assay that wrote it, or restore it from a backup",
+                    remedy="Use the older Assay that wrote it, or start over in a new directory"
+                    if older
+                    else "Use the version of Assay that wrote it, or restore it from a backup",
                 )
 
     def close(self) -> None:

@@ -44,8 +44,9 @@ def publish(
         The privacy label in the bundle.
     """
     card = Scorecard.of(study, Grid.of(study), trained.theta, trained.counts)
-    label = privacy_label(study, rounds=trained.rounds)
-    label["holders"] = len(trained.holders)
+    # Where the noise is shared, a share is smallest in the round that most holders were asked in.
+    holders = trained.most_asked if study.privacy.trust == "distributed" else len(trained.holders)
+    label = privacy_label(study, rounds=trained.rounds, holders=holders)
     write_bundle(
         path,
         study=study,

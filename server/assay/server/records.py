@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ACTIVE", "STATES", "Checkpoint", "Event", "Member", "Model", "Run"]
+__all__ = ["ACTIVE", "STATES", "Checkpoint", "Event", "Member", "Model", "Run", "Session"]
 
 # Where a run may go from each state. A final state has nowhere to go.
 STATES: Mapping[str, frozenset[str]] = {
@@ -87,6 +87,22 @@ class Checkpoint:
     run: str
     round: int
     state: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One session of secure aggregation, from its keys on.
+
+    Attributes:
+        session: 0, 1, ...; see :mod:`assay.privacy.secagg`.
+        holders: everybody whose keys were asked for: Ed25519 key (64 hexadecimal digits) by name.
+        tally: packed ``secagg.Tally``: the public keys, and the encrypted shares once they are in.
+    """
+
+    run: str
+    session: int
+    holders: Mapping[str, str]
+    tally: bytes
 
 
 @dataclass(frozen=True, kw_only=True)

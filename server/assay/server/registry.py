@@ -1,4 +1,4 @@
-"""The coordinator's database ``assay.sqlite``: roster, runs, checkpoints, progress and models.
+"""The coordinator's database ``assay.sqlite``: roster, runs, what they go on from, progress and models.
 
 Every method is one durable transaction; several processes and threads may use the file at once.
 """
@@ -18,13 +18,13 @@ from typing import Any
 from assay.privacy.errors import AssayError, BadInput
 from assay.privacy.keys import canonical_json
 from assay.server.database import Database
-from assay.server.records import ACTIVE, STATES, Checkpoint, Event, Member, Model, Run
+from assay.server.records import ACTIVE, STATES, Checkpoint, Event, Member, Model, Run, Session
 
 __all__ = ["Registry"]
 
 KEPT_CHECKPOINTS = 2
 _APPLICATION_ID = 0x41535359  # "ASSY"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE roster (
     seq INTEGER PRIMARY KEY, name TEXT NOT NULL, identity_public TEXT NOT NULL UNIQUE,
@@ -43,6 +43,15 @@ CREATE TABLE checkpoints (
     run TEXT NOT NULL REFERENCES runs (run), round INTEGER NOT NULL, state BLOB NOT NULL,
     PRIMARY KEY (run, round)
 ) STRICT;
+CREATE TABLE sessions (
+    run TEXT NOT NULL REFERENCES runs (run), session INTEGER NOT NULL, holders TEXT NOT NULL,
+    tally BLOB NOT NULL, PRIMARY KEY (run, session)
+) STRICT;
+CREATE TABLE survivors (
+    run TEXT NOT NULL REFERENCES runs (run), round INTEGER NOT NULL, holders TEXT NOT NULL,
+    PRIMARY KEY (run, round)
+) STRICT;
+CREATE TABLE heads (identity_public TEXT PRIMARY KEY, heads TEXT NOT NULL, seen REAL NOT NULL) STRICT;
 CREATE TABLE run_events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL REFERENCES runs (run), time REAL NOT NULL,
     kind TEXT NOT NULL, detail TEXT NOT NULL
@@ -175,6 +184,9 @@ class Registry:
                 self._clock(),
                 run,
             )
+            if state not in ACTIVE:
+                for table in ("sessions", "survivors"):
+                    self._db.execute(f"DELETE FROM {table} WHERE run = ?", run)  # noqa: S608 - our names
             return self.run(run)
 
     def set_holders(self, run: str, holders: Sequence[str]) -> None:
@@ -228,6 +240,67 @@ class Registry:
         rows = self._db.rows("SELECT * FROM checkpoints WHERE run = ? ORDER BY round DESC LIMIT 1", run)
         return Checkpoint(**dict(rows[0])) if rows else None
 
+    # Secure aggregation -------------------------------------------------------------------------
+
+    def save_session(self, session: Session) -> None:
+        """Store a session of a running run, once its keys are in and again with the shares.
+
+        Earlier sessions of the run are over and go.
+
+        Raises:
+            AssayError: the run is not running, or the session is known with other holders.
+        """
+        run, holders = session.run, canonical_json(dict(session.holders)).decode()
+        with self.writing():
+            self._require_running(run)
+            known = self.session(run, session.session)
+            if known is not None and known.holders != session.holders:
+                raise AssayError(f"run {run}: session {session.session} was begun with other holders")
+            self._db.execute(
+                "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?)",
+                *(run, session.session, holders, session.tally),
+            )
+            self._db.execute("DELETE FROM sessions WHERE run = ? AND session < ?", run, session.session)
+
+    def session(self, run: str, number: int) -> Session | None:
+        """Return a stored session, or None."""
+        rows = self._db.rows("SELECT * FROM sessions WHERE run = ? AND session = ?", run, number)
+        return Session(**{**dict(rows[0]), "holders": json.loads(rows[0]["holders"])}) if rows else None
+
+    def save_survivors(self, run: str, number: int, survivors: Sequence[str]) -> None:
+        """Store whose sum is opened in a round of a running run, before anybody is asked to.
+
+        Raises:
+            AssayError: the run is not running, or another list was stored for the round.
+        """
+        with self.writing():
+            self._require_running(run)
+            known = self.survivors(run, number)
+            if known not in (None, tuple(survivors)):
+                raise AssayError(f"run {run}: who is in the sum of round {number} is decided once")
+            text = canonical_json(list(survivors)).decode()
+            self._db.execute("INSERT OR IGNORE INTO survivors VALUES (?, ?, ?)", run, number, text)
+
+    def survivors(self, run: str, number: int) -> tuple[str, ...] | None:
+        """Return what :meth:`save_survivors` stored for a round, or None."""
+        rows = self._db.rows("SELECT holders FROM survivors WHERE run = ? AND round = ?", run, number)
+        return tuple(json.loads(rows[0]["holders"])) if rows else None
+
+    # Ledgers of the holders ---------------------------------------------------------------------
+
+    def save_heads(self, heads: Mapping[str, str]) -> None:
+        """Store where holders' ledgers and audit logs were seen, by the holder's identity key (hex)."""
+        with self.writing():
+            for identity_public, text in heads.items():
+                self._db.execute(
+                    "INSERT OR REPLACE INTO heads VALUES (?, ?, ?)", identity_public, text, self._clock()
+                )
+
+    def heads(self) -> dict[str, str]:
+        """Return ``Heads.text`` of every holder that was ever seen, by its identity key (hex)."""
+        rows = self._db.rows("SELECT identity_public, heads FROM heads")
+        return {row["identity_public"]: row["heads"] for row in rows}
+
     # Progress -----------------------------------------------------------------------------------
 
     def add_event(self, run: str, kind: str, detail: Mapping[str, Any]) -> None:
@@ -268,9 +341,7 @@ class Registry:
             AssayError: the run is not running.
         """
         with self.writing():
-            found = self.run(run)
-            if found.state != "running":
-                raise AssayError(f"run {run}: a run that is {found.state} registers no model")
+            found = self._require_running(run)
             known = self._db.rows("SELECT version FROM models WHERE run = ?", run)
             last = self._db.rows(
                 "SELECT coalesce(max(version), 0) AS last FROM models WHERE name = ?", found.name
@@ -286,6 +357,12 @@ class Registry:
     def models(self) -> tuple[Model, ...]:
         """Return every registered model, by name and version."""
         return tuple(_model(row) for row in self._db.rows("SELECT * FROM models ORDER BY name, version"))
+
+    def _require_running(self, run: str) -> Run:
+        found = self.run(run)
+        if found.state != "running":
+            raise AssayError(f"run {run}: it is {found.state}, and only a running one goes on")
+        return found
 
     def _require_active(self, run: str) -> Run:
         found = self.run(run)

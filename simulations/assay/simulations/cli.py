@@ -41,7 +41,7 @@ def _default_out(stem: str) -> Path:
 
 @command
 def demo(
-    holders: Annotated[int, typer.Option(help="Holder processes to start, 2 to 10.")] = 3,
+    holders: Annotated[int, typer.Option(help="Holder processes to start, 3 to 10.")] = 3,
     epsilon: Annotated[float, typer.Option(help="Privacy target of one person over the run.")] = 1.0,
     out: Annotated[
         Path | None,
@@ -117,8 +117,8 @@ def simulate(
 def _simulation_line(result: dict[str, Any]) -> str:
     base = result["baselines"]
     return (
-        f"epsilon {result['epsilon']:g}: AUROC local-only {base['local_only_auroc']:.4f},"
-        f" federated {result['auroc']:.4f}, pooled {base['pooled_auroc']:.4f}"
+        f"epsilon {result['epsilon']:g}, trust {result['trust']}: AUROC local-only"
+        f" {base['local_only_auroc']:.4f}, federated {result['auroc']:.4f}, pooled {base['pooled_auroc']:.4f}"
         f"  ({result['rounds']} rounds, {result['holders']} holders, {result['seconds']:.1f} s)\n"
         f"  {result['bundle']}\n  {result['report']}"
     )

@@ -30,7 +30,7 @@ from assay.models.bundle import read_bundle
 from assay.models.schema import Study
 from assay.models.study import parse_study, read_study
 from assay.privacy.enrolment import Request
-from assay.privacy.errors import BadInput, Unavailable
+from assay.privacy.errors import BadInput, Refused, Unavailable
 from assay.privacy.files import PRIVATE_FILE, make_private_dir, write_durably
 from assay.privacy.ledger import Ledger
 from assay.server.admin import AdminClient
@@ -39,14 +39,16 @@ from assay.server.federation import Federation
 from assay.simulations.comparison import Baselines, Evaluation, evaluate, people_lines, train_baselines
 from assay.simulations.engine import with_epsilon
 from assay.simulations.examples import example
-from assay.simulations.findings import HolderLine, PersonLine
+from assay.simulations.findings import HolderLine, PersonLine, Trust
 from assay.simulations.partition import hold_out, split
 from assay.simulations.processes import Processes
 from assay.simulations.simulate import require_new, source_of
 from assay.simulations.summary import summarise
+from assay.simulations.wording import trusted
 
-__all__ = ["MAX_HOLDERS", "Demo"]
+__all__ = ["MAX_HOLDERS", "MIN_HOLDERS", "Demo"]
 
+MIN_HOLDERS = 3  # what the demo's study, with distributed trust and one tolerated holder, can add up
 MAX_HOLDERS = 10  # each is a process of some 400 MB
 TEST_FRACTION = 0.2
 # Who is held out and who holds whom is the same each time, so that two demos differ by their noise alone.
@@ -61,7 +63,7 @@ class Demo:
     """One demonstration.
 
     Attributes:
-        holders: number of holder processes, 2..10.
+        holders: number of holder processes, 3..10.
         epsilon: privacy target for one person over the run.
         out: directory for everything; new or empty.
     """
@@ -71,8 +73,15 @@ class Demo:
     out: Path
 
     def __post_init__(self) -> None:
-        if not 2 <= self.holders <= MAX_HOLDERS:
-            raise BadInput("--holders", value=self.holders, allowed=f"2 to {MAX_HOLDERS}")
+        if self.holders == MIN_HOLDERS - 1:
+            raise Refused(
+                f"--holders is {self.holders}; allowed: {MIN_HOLDERS} to {MAX_HOLDERS}, because a sum of two"
+                ' tells each the other\'s numbers. To see two train, set trust = "local" in a study and run:'
+                " assay simulate STUDY --holders 2",
+                code="holders",
+            )
+        if not MIN_HOLDERS <= self.holders <= MAX_HOLDERS:
+            raise BadInput("--holders", value=self.holders, allowed=f"{MIN_HOLDERS} to {MAX_HOLDERS}")
         require_new(self.out)
 
     def run(self, step: Step, on_event: Callable[[dict[str, Any]], None]) -> tuple[dict[str, Any], str]:
@@ -113,12 +122,14 @@ class Demo:
             _await_holders(self.out / "coordinator", len(names), processes)
             step("training through Flower over TLS")
             done = self._train(text, on_event)
-        federated = evaluate(read_bundle(Path(done["bundle"])).scorecard, test)
+        signed = read_bundle(Path(done["bundle"]))
+        federated, trust = evaluate(signed.scorecard, test), Trust.of(signed.label)
         report = self._write_report(study, holders, federated, baselines, test, done)
         result = {
             **asdict(federated.metrics),
             "epsilon": study.privacy.epsilon,
             "delta": study.privacy.delta,
+            **trust.to_json(),
             "rounds": done["rounds"],
             "holders": self.holders,
             "seconds": done["seconds"],
@@ -126,7 +137,7 @@ class Demo:
             "report": str(report),
             "baselines": baselines.to_json(),
         }
-        return result, _words(result, federated, test)
+        return result, _words(result, trust, federated, test)
 
     def _train(self, text: str, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Order a run from the coordinator and wait for its end; ``seconds`` is added to what it tells."""
@@ -261,11 +272,11 @@ def _spent(folder: Path) -> float:
         return ledger.summary(policy.limits).spent_epsilon
 
 
-def _words(result: dict[str, Any], federated: Evaluation, test: Records) -> str:
+def _words(result: dict[str, Any], trust: Trust, federated: Evaluation, test: Records) -> str:
     base = result["baselines"]
     people = "\n\n".join(_person_words(line) for line in people_lines(federated, test))
     return (
-        f"{people}\n\n"
+        f"{people}\n\n{trusted(trust)}\n"
         f"AUROC on {test.rows:,} held-out records, all at epsilon {result['epsilon']:g}:\n"
         f"  local-only  {base['local_only_auroc']:.4f} (mean of {result['holders']}; best"
         f" {base['local_only_best_auroc']:.4f})\n"

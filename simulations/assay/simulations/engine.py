@@ -16,17 +16,21 @@ from assay.client.policy import Policy
 from assay.client.records import Records
 from assay.models.schema import Study
 from assay.models.study import parse_study
+from assay.privacy.auditlog import AuditLog
 from assay.privacy.errors import BadInput
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
 from assay.privacy.names import federation_id
 from assay.server.courier import Courier
+from assay.server.records import Session
 from assay.server.rounds import Progress, Run, Trained
 from assay.simulations.grid import LocalGrid
 
-__all__ = ["Federated", "federate", "with_epsilon"]
+__all__ = ["Federated", "federate", "with_epsilon", "with_trust"]
 
 _TIMEOUT_S = 3600.0  # in process, an answer is a function call: only a defect takes this long
+# The [privacy] header and what follows up to the next one; a bracket in a comment is none.
+_PRIVACY = r"^\[privacy\](?:(?!^\s*\[).)*?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +56,27 @@ def with_epsilon(text: str, epsilon: float) -> str:
     Raises:
         BadInput: the section has no such line.
     """
-    section = r"^\[privacy\](?:(?!^\s*\[).)*?"  # up to the next header; a bracket in a comment is none
-    pattern = re.compile(rf"({section}^\s*epsilon\s*=\s*)[^\s#]+", re.MULTILINE | re.DOTALL)
+    pattern = re.compile(rf"({_PRIVACY}^\s*epsilon\s*=\s*)[^\s#]+", re.MULTILINE | re.DOTALL)
     changed, count = pattern.subn(rf"\g<1>{epsilon!r}", text)
     if count != 1:
         raise BadInput("privacy.epsilon", where="study", allowed="one line `epsilon = ...` under [privacy]")
+    return changed
+
+
+def with_trust(text: str, trust: str) -> str:
+    """Return a study file's text with ``trust`` in its ``[privacy]`` section, whatever it said before.
+
+    Raises:
+        BadInput: there is no such section, or the result says something else all the same.
+    """
+    pattern = re.compile(rf"({_PRIVACY}^\s*trust\s*=\s*)(?:\"[^\"\n]*\"|'[^'\n]*')", re.MULTILINE | re.DOTALL)
+    changed, count = pattern.subn(rf'\g<1>"{trust}"', text)
+    if not count:
+        changed = re.sub(r"^\[privacy\][^\n]*\n", rf'\g<0>trust = "{trust}"\n', text, flags=re.MULTILINE)
+    if parse_study(changed).privacy.trust != trust:
+        raise BadInput(
+            "privacy.trust", where="study", allowed="at most one line `trust = ...` under [privacy]"
+        )
     return changed
 
 
@@ -87,27 +107,39 @@ def federate(
         apps, roster = {}, {}
         for name, records in holders.items():
             identity = Identity.generate()
-            ledgers[name] = opened.enter_context(Ledger.open(":memory:", identity))
+            audit = opened.enter_context(AuditLog.open(None, identity))
+            ledgers[name] = opened.enter_context(Ledger.open(":memory:", identity, log_head=audit.head))
             holder = Holder(
                 name=name,
+                identity=identity,
+                federation=federation,
+                coordinator_key=coordinator.public,
                 policy=policy,
                 ledger=ledgers[name],
+                audit=audit,
                 load=lambda _, records=records: records,  # type: ignore[misc]
                 person=study.person,
-                accepted=Path(scratch) / name,
+                directory=Path(scratch) / name,
             )
             apps[name] = make_app(
                 holder, identity=identity, federation=federation, coordinator_key=coordinator.public, log=log
             )
             roster[name] = identity.public
-        courier = Courier(LocalGrid(apps), identity=coordinator, federation=federation, roster=roster)
+        courier = Courier(
+            LocalGrid(apps),
+            identity=coordinator,
+            federation=federation,
+            roster=roster,
+            heads={},
+            keep=lambda _: None,
+        )
         run = Run(
             run=secrets.token_hex(16),
             study_text=text,
             courier=courier,
             minimum_holders=len(holders),
             timeout_s=_TIMEOUT_S,
-            save=lambda _round, _state: None,
+            store=_Forgetful(),
             report=report,
         )
         trained = run.train(sorted(holders))
@@ -128,3 +160,22 @@ def _policy_for(study: Study) -> Policy:
         delta=study.privacy.delta,
         minimum_persons=1,
     )
+
+
+class _Forgetful:
+    """Keeps nothing: a simulated coordinator that ends is not taken up again."""
+
+    def save(self, number: int, state: bytes) -> None:
+        pass
+
+    def session(self, number: int) -> Session | None:
+        return None
+
+    def save_session(self, session: Session) -> None:
+        pass
+
+    def survivors(self, number: int) -> tuple[str, ...] | None:
+        return None
+
+    def save_survivors(self, number: int, survivors: tuple[str, ...]) -> None:
+        pass

@@ -7,7 +7,9 @@ holder. A live coordinator has none of it except the run's public settings.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from assay.models import metrics
 from assay.models.schema import Scale
 from assay.privacy.errors import BadInput
 
-__all__ = ["Comparison", "HolderLine", "LocalSpread", "Metrics", "PersonLine", "Report"]
+__all__ = ["Comparison", "HolderLine", "LocalSpread", "Metrics", "PersonLine", "Report", "Trust"]
 
 _AGREE = 1e-6  # metrics and arrays of one report come from the same records: only rounding may differ
 
@@ -112,6 +114,50 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trust:
+    """What the promise relies on, as the bundle's privacy label states it.
+
+    Attributes:
+        mode: ``"distributed"`` or ``"local"``.
+        tolerated: holders that may be curious, collude or be gone, counted together; None under local
+            trust, which relies on nobody outside a holder.
+        fallback_epsilon: what a holder's own share of the noise still keeps if secure aggregation fails
+            completely; None under local trust, where nothing of the kind can fail.
+    """
+
+    mode: str
+    tolerated: int | None
+    fallback_epsilon: float | None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("distributed", "local"):
+            raise BadInput("trust", value=self.mode, allowed="distributed or local")
+        for name in ("tolerated", "fallback_epsilon"):
+            value = getattr(self, name)
+            if (value is None) != (self.mode == "local"):
+                raise BadInput(name, value=value, allowed="a number under distributed trust, else none")
+            if value is not None:
+                _above(name, value, 0)
+
+    @classmethod
+    def of(cls, label: Mapping[str, Any]) -> Trust:
+        """Read it out of a bundle's label."""
+        return cls(
+            mode=label["trust"],
+            tolerated=label["tolerated"],
+            fallback_epsilon=label["epsilon_if_aggregation_fails"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the keys it has in the JSON of ``assay demo`` and ``assay simulate``, as in the label."""
+        return {
+            "trust": self.mode,
+            "tolerated": self.tolerated,
+            "epsilon_if_aggregation_fails": self.fallback_epsilon,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class PersonLine:
     """One person's score, explained.
 
@@ -153,6 +199,7 @@ class Report:
         holders: at least one.
         epsilon: privacy target for one person over the whole run.
         delta: its delta.
+        trust: what that relies on.
         rounds: gradient rounds.
         seconds: wall time of the training.
         label_words: the privacy label in sentences, several lines (``models.label.label_in_words``).
@@ -176,6 +223,7 @@ class Report:
     holders: tuple[HolderLine, ...]
     epsilon: float
     delta: float
+    trust: Trust
     rounds: int
     seconds: float
     label_words: str

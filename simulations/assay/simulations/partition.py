@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from assay.privacy.errors import BadInput
 
-__all__ = ["NAMED", "hold_out", "split"]
+__all__ = ["MAX_HOLDERS", "NAMED", "hold_out", "split"]
 
 NAMED = ("iid", "quantity", "label")
 MAX_HOLDERS = 10_000

@@ -15,7 +15,7 @@ from assay.models.metrics import expected_calibration_error, roc_curve
 from assay.privacy.files import write_durably
 from assay.simulations import figures
 from assay.simulations.charts import safe
-from assay.simulations.findings import Comparison, HolderLine, LocalSpread, Metrics, PersonLine, Report
+from assay.simulations.findings import Comparison, HolderLine, LocalSpread, Metrics, PersonLine, Report, Trust
 from assay.simulations.page import disclosure, figure, items, page, paragraph, table
 from assay.simulations.people import people_section
 from assay.simulations.tallies import BandRow, calibration_rows, score_rows
@@ -29,9 +29,19 @@ from assay.simulations.wording import (
     percent,
     short,
     tenths,
+    trusted,
 )
 
-__all__ = ["Comparison", "HolderLine", "LocalSpread", "Metrics", "PersonLine", "Report", "write_report"]
+__all__ = [
+    "Comparison",
+    "HolderLine",
+    "LocalSpread",
+    "Metrics",
+    "PersonLine",
+    "Report",
+    "Trust",
+    "write_report",
+]
 
 _SMALL = 30  # records; a rate from fewer says little and is marked so
 _LISTED_HOLDERS = 200
@@ -85,6 +95,7 @@ def _headline(report: Report) -> str:
         ("AUROC, held out", f"{auroc:.3f}"),
         ("Holders", f"{len(report.holders):,}"),
         ("Privacy, ε", short(report.epsilon)),
+        ("Trust", report.trust.mode),
         ("Rounds", f"{report.rounds:,}"),
         ("Training time", duration(report.seconds)),
     )
@@ -92,7 +103,8 @@ def _headline(report: Report) -> str:
     study = f"Study {report.study_name}, purpose {report.purpose}"
     return (
         f"{paragraph(study, 'study')}<h1>{safe(report.title)}</h1>{paragraph(lead, 'lead')}"
-        f'{paragraph(privacy, "lead")}<dl class="tiles">{facts}</dl>{paragraph(SIMULATED, "callout")}'
+        f"{paragraph(privacy, 'lead')}{paragraph(trusted(report.trust), 'lead')}"
+        f'<dl class="tiles">{facts}</dl>{paragraph(SIMULATED, "callout")}'
     )
 
 

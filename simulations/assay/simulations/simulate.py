@@ -20,8 +20,8 @@ from assay.privacy.files import make_private_dir
 from assay.server.publish import publish
 from assay.simulations.comparison import evaluate, records_at, scorecard_of, train_baselines
 from assay.simulations.engine import federate, with_epsilon
-from assay.simulations.findings import HolderLine
-from assay.simulations.partition import NAMED, hold_out, split
+from assay.simulations.findings import HolderLine, Trust
+from assay.simulations.partition import MAX_HOLDERS, NAMED, hold_out, split
 from assay.simulations.summary import summarise
 
 __all__ = ["Simulation", "require_new", "source_of"]
@@ -79,11 +79,17 @@ class Simulation:
 
         Raises:
             BadInput: study, data, partition or an epsilon is not what it must be; nothing is written.
+            Refused: the study's trust needs more holders (code ``"holders"``), or its model is not
+                available; nothing is read or written.
         """
+        if not 1 <= self.holders <= MAX_HOLDERS:
+            raise BadInput("--holders", value=self.holders, allowed=f"1 to {MAX_HOLDERS}")
         text = read_study(self.study).text
         texts = [with_epsilon(text, e) for e in self.epsilons] or [text]
         for each in texts:
-            parse_study(each, where=str(self.study)).require_trainable()
+            checked = parse_study(each, where=str(self.study))
+            checked.require_trainable()
+            checked.require_holders(self.holders)
         require_new(self.out)
         step("reading records")
         holders, test = self._records(parse_study(text))
@@ -145,7 +151,7 @@ class Simulation:
         )
         stem = f"{study.name}-epsilon-{epsilon:g}" if self.epsilons else study.name
         bundle, report = self.out / f"{stem}.bundle", self.out / f"{stem}.html"
-        publish(
+        label = publish(
             bundle,
             study=study,
             trained=done.trained,
@@ -189,6 +195,7 @@ class Simulation:
             **asdict(federated.metrics),
             "epsilon": epsilon,
             "delta": study.privacy.delta,
+            **Trust.of(label).to_json(),
             "rounds": done.trained.rounds,
             "holders": len(holders),
             "rows": sum(part.rows for part in holders.values()),

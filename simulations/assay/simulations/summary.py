@@ -9,7 +9,7 @@ from assay.models.bundle import read_bundle
 from assay.models.label import label_in_words
 from assay.models.schema import Study
 from assay.simulations.comparison import Baselines, Evaluation, people_lines
-from assay.simulations.report import HolderLine, Report, write_report
+from assay.simulations.report import HolderLine, Report, Trust, write_report
 
 __all__ = ["summarise"]
 
@@ -55,6 +55,7 @@ def summarise(
             holders=holders,
             epsilon=study.privacy.epsilon,
             delta=study.privacy.delta,
+            trust=Trust.of(signed.label),
             rounds=rounds,
             seconds=seconds,
             label_words=label_in_words(dict(signed.label)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from assay.simulations.findings import Trust
+
 __all__ = [
     "GLOSSARY",
     "SIMULATED",
@@ -16,6 +18,7 @@ __all__ = [
     "short",
     "signed",
     "tenths",
+    "trusted",
 ]
 
 SIMULATED = (
@@ -45,6 +48,12 @@ GLOSSARY = (
         "How much a single person can change what leaves a holder. Whatever somebody suspects about a "
         "person, the odds of it grow by at most the factor e^ε through what was released, except with a "
         "chance of about δ. Smaller is more private; 0 would reveal nothing.",
+    ),
+    (
+        "Trust: distributed or local",
+        "Who adds the noise that ε stands for. Local: every holder adds all of it to its own numbers. "
+        "Distributed: each holder adds a share, and the numbers are added up under masks that cancel in the "
+        "sum, so that only the sum can be read. It has the noise once instead of once per holder.",
     ),
     (
         "Points",
@@ -82,6 +91,21 @@ def odds_factor(epsilon: float) -> str:
     unit = 10.0 ** (math.floor(math.log10(factor)) - 1)
     rounded = math.ceil(factor / unit) * unit
     return f"{rounded:,.1f}" if unit < 1 else f"{rounded:,.0f}"
+
+
+def trusted(trust: Trust) -> str:
+    """Say in two sentences whom the promise relies on, and what is left without them."""
+    if trust.tolerated is None or trust.fallback_epsilon is None:
+        return (
+            "Trust local: every holder adds its full noise itself. Nobody outside a holder is relied on, and "
+            "the coordinator sees each holder's noisy sums."
+        )
+    others = "holder is" if trust.tolerated == 1 else "holders are"
+    return (
+        "Trust distributed: nobody, the coordinator included, sees a single holder's numbers, only their "
+        f"noisy sum. The promise holds while at most {trust.tolerated} {others} curious, colluding or gone; "
+        f"if secure aggregation failed completely, ε\u00a0{short(trust.fallback_epsilon)} would be left."
+    )
 
 
 def percent(share: float) -> str:

@@ -1,0 +1,227 @@
+"""Runs in one process: real holders behind a real courier, a store that outlives a crash, and faults between."""
+
+from __future__ import annotations
+
+import numpy as np
+from toy_study import COORDINATOR, FEDERATION, GRID, RUN, TEXT, holder, policy, records
+
+from assay.client.app import make_app
+from assay.models.fitting import Fit
+from assay.models.label import counts_mechanism, gradient_mechanism
+from assay.models.study import parse_study
+from assay.privacy.auditlog import AuditLog
+from assay.privacy.keys import Identity
+from assay.privacy.ledger import Ledger
+from assay.server.courier import Courier, NoAnswer
+from assay.server.rounds import Run
+from assay.simulations.grid import LocalGrid
+
+NAMES = ("east", "north", "south")
+LIMITS = policy().limits
+
+
+class Store:
+    """What a run keeps, in memory; ``after`` is called with each kind of write once it is durable."""
+
+    def __init__(self):
+        self.saved, self.sessions, self.lists, self.after = [], {}, {}, lambda kind: None
+
+    @property
+    def latest(self):
+        return self.saved[-1][1] if self.saved else None
+
+    def state(self, number):
+        """The last checkpoint of a round."""
+        return dict(self.saved)[number]
+
+    def save(self, number, state):
+        self.saved.append((number, state))
+        self.after("checkpoint")
+
+    def session(self, number):
+        return self.sessions.get(number)
+
+    def save_session(self, session):
+        self.sessions[session.session] = session
+        self.after("session")
+
+    def survivors(self, number):
+        return self.lists.get(number)
+
+    def save_survivors(self, number, survivors):
+        assert self.lists.setdefault(number, survivors) == survivors
+        self.after("survivors")
+
+
+class Federation:
+    """Real holders and a coordinator that may lose its memory; a test may put faults between them.
+
+    ``faults`` maps a holder's name to a function of the question and the holder's answer function;
+    ``crash`` is called before and after each exchange with the number of exchanges and ``"before"`` or
+    ``"after"``.
+    """
+
+    def __init__(self, folder, *, names=NAMES, text=TEXT, rules=None):
+        self.folder, self.names, self.text, self.rules = folder, names, text, rules or {}
+        self.study = parse_study(text)
+        self.identities = {name: Identity.generate() for name in names}
+        self.audits = {name: AuditLog.open(None, self.identities[name]) for name in names}
+        self.ledgers = {name: self.new_ledger(name) for name in names}
+        self.asked, self.faults, self.reports, self.heads = [], {}, [], {}
+        self.exchanges, self.crash, self.store = 0, lambda number, when: None, Store()
+        self.restart_all()
+
+    def new_ledger(self, name):
+        return Ledger.open(":memory:", self.identities[name], log_head=self.audits[name].head)
+
+    def restart(self, name):
+        """Start a holder anew: what it kept in memory only is gone."""
+        self.holders[name] = holder(
+            self.folder,
+            name=name,
+            identity=self.identities[name],
+            ledger=self.ledgers[name],
+            audit=self.audits[name],
+            data=records(300, self.names.index(name)),
+            rules=self.rules.get(name, policy()),
+        )
+
+    def restart_all(self):
+        self.holders = {}
+        for name in self.names:
+            self.restart(name)
+
+    def new_courier(self):
+        apps = {
+            name: make_app(
+                held,
+                identity=self.identities[name],
+                federation=FEDERATION,
+                coordinator_key=COORDINATOR.public,
+                log=lambda _: None,
+            )
+            for name, held in self.holders.items()
+        }
+        return Courier(
+            LocalGrid(apps),
+            identity=COORDINATOR,
+            federation=FEDERATION,
+            roster={name: identity.public for name, identity in self.identities.items()},
+            heads=self.heads,
+            keep=self.heads.update,
+        )
+
+    def run(self, *, minimum=2, stopping=lambda: False, run=RUN):
+        """Return a run of a coordinator that knows what is stored and nothing else."""
+        return Run(
+            run=run,
+            study_text=self.text,
+            courier=Faulty(self),
+            minimum_holders=minimum,
+            timeout_s=1.0,
+            store=self.store,
+            report=self.reports.append,
+            stopping=stopping,
+        )
+
+    def train(self, **settings):
+        return self.run(**settings).train(list(self.names))
+
+    def resume(self, **settings):
+        """Go on after a crash of the coordinator; every holder has been restarted too."""
+        self.restart_all()
+        return self.run(**settings).train(list(self.names), self.store.latest)
+
+    # What came of it ----------------------------------------------------------------------------
+
+    def open_runs(self):
+        return {name: ledger.open_runs() for name, ledger in self.ledgers.items()}
+
+    def spent(self, name):
+        return self.ledgers[name].summary(LIMITS).spent_epsilon
+
+    def kinds_asked(self, name):
+        return [type(message) for asked, message in self.asked if asked == name]
+
+    def steps(self, kind):
+        return [step for step in self.reports if step.kind == kind]
+
+    def dropped(self):
+        """Who was dropped in which round, in order."""
+        return [(step.round, *step.holders) for step in self.steps("dropped")]
+
+    def payload(self, name, number, run=RUN):
+        """The integers a holder's ledger holds for a round, with noise and without masks; or None."""
+        store = self.ledgers[name]._store
+        with store.transaction(write=False):
+            row = store.row(run, number, "release")
+        return None if row is None else np.frombuffer(row["payload"], dtype="<i8")
+
+    def plain_fit(self, in_sum):
+        """Fit what plain addition of the ledgers' integers gives.
+
+        Args:
+            in_sum: function of the round; names whose integers are in its sum.
+
+        Returns:
+            The fitted log-odds and the counts, as the run must have them to the last bit.
+        """
+        study, first = self.study, in_sum(0)
+        tolerated = study.privacy.tolerated
+        noises = len(first) / (len(first) - tolerated) if study.privacy.trust == "distributed" else len(first)
+        counts = self.added(0, first) * counts_mechanism(study, GRID).unit
+        rounds = study.training.rounds
+        mechanism = gradient_mechanism(study, GRID, rounds)
+        std = mechanism.std * noises**0.5
+        fit = Fit(GRID, counts=counts, gradient_noise_std=std, rounds=rounds)
+        share = fit.persons / len(first)
+        persons = dict.fromkeys(first, share)
+        while fit.done < rounds:
+            names = in_sum(fit.done + 1)
+            scale = sum(persons.values()) / sum(persons[name] for name in names)
+            fit.update(self.added(fit.done + 1, names) * mechanism.unit * scale)
+        return fit.result(study), counts
+
+    def added(self, number, names):
+        return sum(self.payload(name, number) for name in names).astype(np.float64)
+
+
+class Faulty:
+    """The courier of one run, with a federation's faults and crashes."""
+
+    def __init__(self, federation):
+        self._of, self._courier = federation, federation.new_courier()
+        self.federation, self.roster = self._courier.federation, self._courier.roster
+
+    def ask(self, messages, *, timeout):
+        self._of.exchanges += 1
+        self._of.crash(self._of.exchanges, "before")
+        answers = {}
+        for name, message in messages.items():
+            self._of.asked.append((name, message))
+
+            def honest(name=name, message=message):
+                return self._courier.ask({name: message}, timeout=timeout)[name]
+
+            fault = self._of.faults.get(name)
+            answers[name] = honest() if fault is None else fault(message, honest)
+        self._of.crash(self._of.exchanges, "after")
+        return answers
+
+
+def lost(kind, *, number=None, reached=True):
+    """A fault: from one kind of question on, of one round or the first, a holder's answers are lost.
+
+    With ``reached`` false the question itself is lost.
+    """
+    gone = []
+
+    def fault(message, honest):
+        if gone or (isinstance(message, kind) and number in (None, getattr(message, "round", None))):
+            gone.append(True)
+            if reached:
+                honest()
+            return NoAnswer(reason="no answer within 1 s")
+        return honest()
+
+    return fault

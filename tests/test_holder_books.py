@@ -1,0 +1,195 @@
+"""A holder's books: nothing is answered from a ledger or log behind what the coordinator saw; all is logged."""
+
+import itertools
+import shutil
+from dataclasses import replace
+
+import pytest
+from aggregation_support import IDENTITIES, Federation, Home, kill
+from toy_study import COORDINATOR, FEDERATION, OTHER_RUN, RUN, SUMMED, counts, holder, offer
+
+from assay.client.training import LocalTraining
+from assay.privacy.auditlog import AuditLog
+from assay.privacy.errors import BadData, Refused, Tampered
+from assay.privacy.heads import Heads, countersign
+from assay.privacy.keys import Identity
+from assay.privacy.secagg import Member
+from assay.privacy.wire import Accepted, Close
+
+QUESTIONS = ("offer", "mask", "close")
+
+
+@pytest.fixture
+def three(tmp_path):
+    made = Federation(tmp_path).begin()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The sums that were computed from records."""
+    calls = []
+    for what in ("counts", "gradient"):
+        real = getattr(LocalTraining, what)
+
+        def spy(self, *args, _real=real, _what=what):
+            calls.append(_what)
+            return _real(self, *args)
+
+        monkeypatch.setattr(LocalTraining, what, spy)
+    return calls
+
+
+def refusal(home, question):
+    with pytest.raises(Refused) as caught:
+        home.holder.answer(question)
+    return caught.value.code
+
+
+def ask(federation, kind):
+    """A question that says what the coordinator has seen of ``north``."""
+    known = federation.countersigned("north")
+    return {
+        "offer": lambda: replace(offer(SUMMED), **known),
+        "mask": lambda: federation.mask("north", 1),
+        "close": lambda: Close(run=RUN, outcome="done", **known),
+    }[kind]()
+
+
+class TestOlderCopies:
+    @pytest.mark.parametrize("kind", QUESTIONS)
+    def test_an_older_copy_of_the_whole_directory_is_refused(self, three, trained, kind, tmp_path):
+        home = three.homes["north"]
+        home.stop()
+        shutil.copytree(home.directory, tmp_path / "old")
+        home.start()
+        three.masked(0)
+        home.stop()
+        shutil.rmtree(home.directory)
+        shutil.copytree(tmp_path / "old", home.directory)
+        home.start()
+        before, computed, files = home.rows(), len(trained), home.sessions()
+        assert refusal(home, ask(three, kind)) == "ledger"
+        assert (home.rows(), len(trained), home.sessions()) == (before, computed, files)
+        assert home.leaves()[-1]["data"]["code"] == "ledger"
+
+    @pytest.mark.parametrize("kind", QUESTIONS)
+    def test_of_two_clones_one_is_refused(self, three, trained, kind, tmp_path):
+        home = three.homes["north"]
+        home.stop()
+        (tmp_path / "elsewhere").mkdir()
+        shutil.copytree(home.directory, tmp_path / "elsewhere" / "home-north")
+        home.start()
+        clone = Home(tmp_path / "elsewhere", "north")
+        try:
+            three.masked(0)
+            clone.holder.answer(replace(three.mask("north"), heads=""))  # it has gone on as well
+            computed, rows = len(trained), clone.rows()
+            assert refusal(clone, ask(three, kind)) == "ledger"
+            assert (len(trained), clone.rows()) == (computed, rows)
+            assert home.holder.answer(three.mask("north", 1)).round == 1
+        finally:
+            clone.stop()
+
+    def test_a_log_that_goes_another_way_is_refused(self, three, trained):
+        """The ledger alone would be in order: the coordinator saw more of the log than there is."""
+        home = three.homes["north"]
+        seen = Heads.parse(three.heads["north"])
+        ahead = replace(seen, log_size=seen.log_size + 1)
+        assert refusal(home, replace(three.mask("north"), heads=ahead.text)) == "ledger"
+        other = replace(seen, log_root="0" * 64)
+        assert refusal(home, replace(three.mask("north"), heads=other.text)) == "ledger"
+        assert trained == []
+
+    @pytest.mark.parametrize("older", ["audit.log", "ledger.sqlite"])
+    def test_ledger_and_log_of_different_age_stop_the_start(self, three, older):
+        home = three.homes["north"]
+        home.stop()
+        kept = (home.directory / older).read_bytes()
+        home.start()
+        three.masked(0)
+        home.stop()
+        for path in home.directory.glob("ledger.sqlite-*"):
+            path.unlink()
+        (home.directory / older).write_bytes(kept)
+        with pytest.raises(Tampered):
+            home.start()
+
+    def test_a_coordinator_that_has_forgotten_is_no_danger(self, three):
+        three.masked(0)
+        assert isinstance(three.homes["north"].holder.answer(offer(SUMMED)), Accepted)
+
+
+class TestCountersignatures:
+    def test_the_coordinators_signature_of_the_heads_is_kept_once(self, three):
+        home, heads = three.homes["north"], three.heads["north"]
+        question = ask(three, "offer")
+        for _ in range(2):
+            home.holder.answer(question)
+        home.restart()
+        home.holder.answer(question)
+        assert home.log("countersigned") == [{"heads": heads, "signature": question.countersignature}]
+
+    @pytest.mark.parametrize("kind", ["offer", "close"])
+    def test_a_signature_that_is_not_the_coordinators_is_refused(self, three, kind):
+        home, question = three.homes["north"], ask(three, kind)
+        heads = Heads.parse(question.heads)
+        for forged in (
+            countersign(Identity.generate(), federation=FEDERATION, holder="north", heads=heads),
+            countersign(COORDINATOR, federation=FEDERATION, holder="east", heads=heads),
+            countersign(COORDINATOR, federation="0" * 64, holder="north", heads=heads),
+        ):
+            assert refusal(home, replace(question, countersignature=forged)) == "invalid"
+        assert home.log("countersigned") == []
+        assert home.ledger.open_runs() == (RUN,)
+
+
+class TestTheLog:
+    def test_every_decision_stands_in_it(self, three):
+        home = three.homes["north"]
+        three.total(0, three.masked(0))
+        refusal(home, three.survivors_request(("east", "north")))
+        refusal(home, offer(SUMMED.replace("epsilon = 2.0", "epsilon = 3.0"), OTHER_RUN))
+        three.close()
+        kinds = [kind for kind, _ in itertools.groupby(leaf["kind"] for leaf in home.leaves())]
+        assert kinds == [
+            *("accepted", "session", "release", "open"),
+            *("refused", "declined", "countersigned", "closed"),
+        ]
+        assert home.log("refused") == [{"run": RUN, "question": "survivors", "code": "holders"}]
+        assert home.log("declined") == [{"run": OTHER_RUN, "code": "epsilon"}]
+        assert home.log("accepted") == [{"run": RUN, "study": three.study.digest}]
+        (row,) = home.rows("release")
+        assert home.log("release")[0]["payload_sha256"] == row["payload_sha256"]
+
+    def test_what_is_wrong_with_records_is_one_word_in_it(self, tmp_path):
+        def load(_):
+            raise BadData("row 7, column 'INCOME'", value="secret", allowed="a number")
+
+        with AuditLog.open(tmp_path / "audit.log", IDENTITIES["north"]) as audit:
+            north = holder(tmp_path, audit=audit, identity=IDENTITIES["north"], load=load)
+            with pytest.raises(BadData):
+                north.answer(offer())
+            with pytest.raises(Refused):
+                north.answer(counts())
+        text = (tmp_path / "audit.log").read_text()
+        assert '"code":"data"' in text
+        assert "secret" not in text
+        assert "INCOME" not in text
+
+    def test_one_that_cannot_be_written_stops_the_answers(self, three, monkeypatch):
+        monkeypatch.setattr(AuditLog, "append", kill)
+        masked = []
+        monkeypatch.setattr(Member, "masked", lambda *args, **settings: masked.append(1))
+        with pytest.raises(BaseException, match="^$"):
+            three.homes["north"].holder.answer(three.mask("north"))
+        assert masked == []
+
+    def test_a_question_asked_again_adds_nothing(self, three):
+        home = three.homes["north"]
+        three.total(0, three.masked(0))
+        size = home.audit.size
+        three.offer()  # adds the countersignature
+        three.total(0, three.masked(0))
+        assert [leaf["kind"] for leaf in home.leaves()[size:]] == ["countersigned"]

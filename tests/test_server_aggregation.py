@@ -1,0 +1,540 @@
+"""Secure sums: exact over whoever is left, never opened for too few, and the same after any crash."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rounds_support import Federation, lost
+from toy_study import FEDERATION, GRID, OTHER_RUN, ROUNDS, RUN, SUMMED, policy
+
+from assay.privacy.auditlog import AuditLog
+from assay.privacy.secagg import Tally, Terms
+from assay.privacy.wire import (
+    Close,
+    Consent,
+    Keys,
+    KeysRequest,
+    Masked,
+    MaskRequest,
+    Offer,
+    Opened,
+    OpenRequest,
+    Release,
+    Shares,
+    SharesRequest,
+    SurvivorsRequest,
+)
+from assay.server.courier import NoAnswer
+from assay.server.rounds import Aborted, TooFewHolders
+
+THREE = ("east", "north", "south")
+FIVE = ("east", "mid", "north", "south", "west")
+SEVEN = ("coast", "east", "hill", "mid", "north", "south", "west")
+LONG = SUMMED.replace("rounds = 4", "rounds = 33")  # two sessions: rounds 0..31 and 32, 33
+
+
+def summed(folder, names=FIVE, *, text=SUMMED, **changes):
+    return Federation(folder, names=names, text=text, **changes)
+
+
+def without(names, *gone):
+    return tuple(name for name in names if name not in gone)
+
+
+def check_exact(federation, trained, in_sum):
+    """The model is what plain addition of the integers in the holders' ledgers gives, to the last bit."""
+    theta, counts = federation.plain_fit(in_sum)
+    assert trained.counts.tobytes() == counts.tobytes()
+    assert trained.theta.tobytes() == theta.tobytes()
+
+
+def altered(kind, change, *, number=None):
+    """A fault: one kind of answer, in one round or any, is changed on its way."""
+
+    def fault(message, honest):
+        answer = honest()
+        fits = isinstance(answer, kind) and number in (None, getattr(answer, "round", None))
+        return change(answer) if fits else answer
+
+    return fault
+
+
+class TestWhole:
+    @pytest.mark.parametrize("names", [THREE, FIVE], ids=len)
+    def test_the_sum_of_every_round_is_exact_and_takes_two_exchanges(self, tmp_path, names):
+        federation = summed(tmp_path, names)
+        trained = federation.train()
+        check_exact(federation, trained, lambda number: names)
+        assert (trained.holders, trained.most_asked, trained.rounds) == (names, len(names), ROUNDS)
+        kinds = [kind for kind, _ in itertools.groupby(type(message) for _, message in federation.asked)]
+        assert kinds == [Offer, KeysRequest, SharesRequest] + [MaskRequest, OpenRequest] * (ROUNDS + 1)
+        assert federation.dropped() == []
+        for name in names:
+            assert 2.0 * (1 - 1e-6) <= federation.spent(name) <= 2.0
+
+    def test_no_holders_own_integers_are_seen(self, tmp_path):
+        federation, seen = summed(tmp_path, THREE), []
+
+        def note(message, honest):
+            answer = honest()
+            seen.append(answer)
+            return answer
+
+        federation.faults = dict.fromkeys(THREE, note)
+        federation.train()
+        assert not any(isinstance(answer, Release) for answer in seen)
+        own = {value for name in THREE for n in range(ROUNDS + 1) for value in federation.payload(name, n)}
+        masked = [answer.values for answer in seen if isinstance(answer, Masked)]
+        assert len(masked) == 3 * (ROUNDS + 1)
+        assert not own & {int(value) for values in masked for value in values.astype(np.int64)}
+
+    def test_a_new_session_begins_every_32_rounds(self, tmp_path):
+        federation = summed(tmp_path, THREE, text=LONG)
+        trained = federation.train()
+        check_exact(federation, trained, lambda number: THREE)
+        asked = [m for name, m in federation.asked if name == "east"]
+        assert [m.session for m in asked if isinstance(m, KeysRequest)] == [0, 1]
+        masks = {m.round: m.session for m in asked if isinstance(m, MaskRequest)}
+        assert masks == {number: number // 32 for number in range(34)}
+        keys = [federation.store.sessions[number].tally for number in (0, 1)]
+        assert keys[0] != keys[1]
+
+    def test_the_noise_that_the_fit_reckons_with_is_that_of_the_shares(self, tmp_path):
+        """Three holders add half the variance each; what they add beyond the promise is reckoned with."""
+        run = summed(tmp_path, THREE).run()
+        assert run._sums.noises(3) == 1.5
+        assert run._sums.noises(5) == 1.25
+        with pytest.raises(TooFewHolders):
+            run._sums.noises(2)
+
+
+class TestDropped:
+    """One of five is gone, from one question on; the others go on and the sums are exact."""
+
+    @pytest.mark.parametrize("reached", [True, False], ids=["answer lost", "question lost"])
+    @pytest.mark.parametrize(
+        ("kind", "number", "last"),
+        [
+            (KeysRequest, None, -1),
+            (SharesRequest, None, -1),
+            (MaskRequest, 0, -1),
+            (OpenRequest, 0, 0),
+            (MaskRequest, 2, 1),
+            (OpenRequest, 2, 2),
+            (OpenRequest, ROUNDS, ROUNDS),
+        ],
+        ids=["keys", "shares", "counts", "opening the counts", "round 2", "opening round 2", "last opening"],
+    )
+    def test_a_holder_that_is_gone_is_in_the_sums_it_sent_and_in_no_other(
+        self, tmp_path, kind, number, last, reached
+    ):
+        federation = summed(tmp_path)
+        federation.faults = {"south": lost(kind, number=number, reached=reached)}
+        run = federation.run()
+        trained = run.train(list(FIVE))
+        left = without(FIVE, "south")
+        check_exact(federation, trained, lambda number: FIVE if number <= last else left)
+        assert federation.dropped() == [(number or 0, "south")]
+        assert trained.holders == (FIVE if last == ROUNDS else left)
+        later = [m for name, m in federation.asked if name == "south" and isinstance(m, MaskRequest)]
+        assert max((m.round for m in later), default=-1) == (last if kind is OpenRequest else last + 1) - (
+            kind in (KeysRequest, SharesRequest)
+        )
+        run.close("done")  # those that are back by then are told
+        assert federation.open_runs() == {name: (RUN,) * (name == "south") for name in FIVE}
+
+    @pytest.mark.parametrize("second", [SurvivorsRequest, OpenRequest], ids=["consent", "opening"])
+    def test_a_survivor_that_goes_before_the_sum_is_open_is_in_it_and_out_of_the_next(self, tmp_path, second):
+        federation = summed(tmp_path, SEVEN)
+        federation.faults = {
+            "west": lost(MaskRequest, number=2),
+            "south": lost(second, number=2, reached=False),
+        }
+        trained = federation.train()
+        six, five = without(SEVEN, "west"), without(SEVEN, "west", "south")
+        check_exact(federation, trained, lambda n: SEVEN if n < 2 else six if n == 2 else five)
+        assert federation.dropped() == [(2, "west"), (2, "south")]
+        opened = [n for n, m in federation.asked if isinstance(m, OpenRequest) and m.round == 2]
+        assert opened == list(five if second is SurvivorsRequest else six)
+
+    def test_with_everybody_there_nobody_is_asked_for_consent(self, tmp_path):
+        federation = summed(tmp_path)
+        federation.faults = {"south": lost(MaskRequest, number=2)}
+        federation.train()
+        rounds = {m.round for _, m in federation.asked if isinstance(m, SurvivorsRequest)}
+        assert rounds == {2}
+        assert federation.store.lists == {2: without(FIVE, "south")}
+
+    def test_a_new_session_is_begun_by_those_that_are_left(self, tmp_path):
+        federation = summed(tmp_path, text=LONG)
+        federation.faults = {"south": lost(MaskRequest, number=20)}
+        trained = federation.train()
+        left = without(FIVE, "south")
+        check_exact(federation, trained, lambda number: FIVE if number < 20 else left)
+        asked = [set(m.holders) for _, m in federation.asked if isinstance(m, KeysRequest) and m.session == 1]
+        assert asked == [set(left)] * 4
+
+
+class TestTooFew:
+    def abort(self, federation, match):
+        with pytest.raises(TooFewHolders, match=match):
+            federation.train()
+        told = {name for name, m in federation.asked if isinstance(m, Close) and m.outcome == "aborted"}
+        assert told == set(federation.names)
+        federation.faults = {}
+
+    @pytest.mark.parametrize("kind", [KeysRequest, SharesRequest], ids=["keys", "shares"])
+    def test_a_session_that_too_few_join_is_not_begun(self, tmp_path, kind):
+        federation = summed(tmp_path)
+        federation.faults = {name: lost(kind) for name in FIVE[:3]}
+        self.abort(federation, "round 0: 2 holder")
+        assert not any(isinstance(m, MaskRequest) for _, m in federation.asked)
+        assert all(federation.spent(name) == 0 for name in FIVE)
+
+    def test_one_of_three_is_too_few_and_nothing_is_opened(self, tmp_path):
+        federation = summed(tmp_path, THREE)
+        federation.faults = {"south": lost(MaskRequest, number=2)}
+        self.abort(federation, r"round 2: 2 holder\(s\) answered in time; allowed: at least 3")
+        assert not [
+            m for _, m in federation.asked if isinstance(m, (OpenRequest, SurvivorsRequest)) and m.round == 2
+        ]
+        assert federation.store.lists == {}
+
+    def test_more_missing_than_tolerated_take_too_much_noise_with_them(self, tmp_path):
+        """Five of seven are the threshold, but the noise was shared among all but one."""
+        federation = summed(tmp_path, SEVEN)
+        federation.faults = {name: lost(MaskRequest, number=1) for name in ("south", "west")}
+        self.abort(federation, r"round 1: 2 of 7 holders are missing.*at most 1 \(privacy.tolerated\)")
+        assert not [
+            m for _, m in federation.asked if isinstance(m, (OpenRequest, SurvivorsRequest)) and m.round == 1
+        ]
+
+    def test_where_two_are_tolerated_two_may_be_missing(self, tmp_path):
+        federation = summed(tmp_path, SEVEN, text=SUMMED + "tolerated = 2\n")
+        federation.faults = {name: lost(MaskRequest, number=1) for name in ("south", "west")}
+        trained = federation.train()
+        check_exact(federation, trained, lambda n: SEVEN if n < 1 else without(SEVEN, "south", "west"))
+
+    def test_too_few_consents_open_nothing(self, tmp_path):
+        federation = summed(tmp_path)
+        federation.faults = {
+            "west": lost(MaskRequest, number=1),
+            "south": lost(SurvivorsRequest, number=1),
+        }
+        self.abort(federation, "round 1: 3 holder.*at least 4")
+        assert not [m for _, m in federation.asked if isinstance(m, OpenRequest) and m.round == 1]
+
+    def test_too_few_openings_give_no_sum(self, tmp_path, monkeypatch):
+        federation = summed(tmp_path)
+        unmasked = []
+        unmask = Tally.unmask
+        monkeypatch.setattr(Tally, "unmask", lambda *a, **k: unmasked.append(k["round"]) or unmask(*a, **k))
+        federation.faults = {name: lost(OpenRequest, number=1) for name in ("south", "west")}
+        self.abort(federation, "round 1: 3 holder.*at least 4")
+        assert unmasked == [0]
+
+    def test_the_federations_own_minimum_counts_too(self, tmp_path):
+        federation = summed(tmp_path)
+        federation.faults = {"south": lost(MaskRequest, number=1)}
+        with pytest.raises(TooFewHolders, match="round 1: 4 holder.*at least 5"):
+            federation.train(minimum=5)
+
+
+class TestFalseAnswers:
+    """What does not fit is not used, whoever sends it; the run goes on without its sender."""
+
+    @pytest.mark.parametrize(
+        ("kind", "change", "detail"),
+        [
+            (Keys, lambda a: replace(a, session=1), "keys: an unexpected answer"),
+            (Keys, lambda a: replace(a, advert=bytes(len(a.advert))), "south: its secagg-advert signature"),
+            (Keys, lambda a: replace(a, advert=a.advert[:-1]), "south: its keys have"),
+            (Shares, lambda a: replace(a, session=1), "shares: an unexpected answer"),
+            (Shares, lambda a: replace(a, shares=a.shares + b"x"), "south: its shares have"),
+            (Masked, lambda a: replace(a, session=1), "masked: an unexpected answer"),
+            (Masked, lambda a: replace(a, round=1), "masked: an unexpected answer"),
+            (Masked, lambda a: replace(a, unit=a.unit * 2), "another grid"),
+            (Masked, lambda a: replace(a, values=a.values[:-1]), "another model"),
+            (Masked, lambda a: replace(a, sent="00" * 64), "south: its secagg-sent signature"),
+        ],
+        ids=[
+            *("keys of another session", "keys signed by nobody", "keys too short"),
+            *("shares of another session", "shares too long"),
+            *("values of another session", "values of another round", "another unit", "one value less"),
+            "not signed",
+        ],
+    )
+    def test_before_the_counts_are_summed_it_is_dropped(self, tmp_path, kind, change, detail):
+        federation = summed(tmp_path)
+        federation.faults = {"south": altered(kind, change, number=0 if kind is Masked else None)}
+        trained = federation.train()
+        check_exact(federation, trained, lambda number: without(FIVE, "south"))
+        (step,) = federation.steps("dropped")
+        assert (step.round, step.holders) == (0, ("south",))
+        assert detail in step.detail
+
+    @pytest.mark.parametrize(
+        ("kind", "change", "detail"),
+        [
+            (Opened, lambda a: replace(a, session=1), "opened: an unexpected answer"),
+            (Opened, lambda a: replace(a, shares=a.shares[:-1]), "wrong share"),
+            (Opened, lambda a: replace(a, shares=bytes([a.shares[0]]) + b"\x55" + a.shares[2:]), "wrong share"),
+            (Opened, lambda a: Masked(run=RUN, session=0, round=2, unit=1.0, sent="00" * 64,
+                                      values=np.zeros(1, np.uint64)), "opened: an unexpected answer"),
+        ],
+        ids=["another session", "too short", "a wrong share", "another kind"],
+    )  # fmt: skip
+    def test_a_false_opening_changes_no_sum(self, tmp_path, kind, change, detail):
+        """South comes before west, so that its shares are looked at; its values stay in the round's sum."""
+        federation = summed(tmp_path)
+        federation.faults = {"east": altered(kind, change, number=2)}
+        trained = federation.train()
+        check_exact(federation, trained, lambda n: FIVE if n <= 2 else without(FIVE, "east"))
+        (step,) = federation.steps("dropped")
+        assert (step.round, step.holders) == (2, ("east",))
+        assert detail in step.detail
+
+    def test_a_false_consent_is_not_passed_on(self, tmp_path):
+        federation = summed(tmp_path, SEVEN)
+        federation.faults = {
+            "west": lost(MaskRequest, number=1),
+            "south": altered(Consent, lambda a: replace(a, signature="00" * 64)),
+        }
+        trained = federation.train()
+        six, five = without(SEVEN, "west"), without(SEVEN, "west", "south")
+        check_exact(federation, trained, lambda n: SEVEN if n < 1 else six if n == 1 else five)
+        signers = [m.signers for _, m in federation.asked if isinstance(m, OpenRequest) and m.round == 1]
+        assert signers == [list(five)] * 5
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (lambda values: values * np.uint64(3), "beyond its bound"),
+            (lambda values: values + np.uint64(1 << 42), "larger than its persons"),
+        ],
+        ids=["no masked values", "drowns the others"],
+    )
+    def test_values_that_no_persons_can_make_end_the_run_and_enter_no_model(self, tmp_path, change, reason):
+        federation = summed(tmp_path)
+        federation.faults = {
+            "south": altered(Masked, lambda a: replace(a, values=change(a.values)), number=2)
+        }
+        with pytest.raises(Aborted, match=f"round 2: .*{reason}"):
+            federation.train()
+        assert federation.store.saved[-1][0] == 1
+        assert federation.open_runs() == dict.fromkeys(FIVE, ())
+
+    def test_shares_of_an_earlier_session_open_nothing(self, tmp_path):
+        """The holders notice: what was encrypted for another session does not decrypt."""
+        federation, first = summed(tmp_path, text=LONG), []
+
+        def stale(answer):
+            first.append(answer.shares)
+            return replace(answer, shares=first[0])
+
+        federation.faults = {"south": altered(Shares, stale)}
+        with pytest.raises(TooFewHolders, match="round 32: 1 holder"):
+            federation.train()
+        assert all("declined (aggregation)" in step.detail for step in federation.steps("dropped"))
+        assert federation.store.saved[-1][0] == 31
+
+    def test_a_refusal_in_any_phase_is_reported_with_its_reason(self, tmp_path):
+        federation = summed(tmp_path, rules={"south": policy(minimum_holders=6)})
+        federation.train()
+        (step,) = federation.steps("dropped")
+        assert step.detail == "keys: declined (holders)"
+
+
+class Crash(Exception):
+    """The coordinator is killed."""
+
+
+def crash_everywhere(federation):
+    """Kill the coordinator once before and once after every question and every write, and resume each time."""
+    seen, now = set(), []
+
+    def once(*place):
+        if place not in seen:
+            seen.add(place)
+            raise Crash(place)
+
+    def exchange(number, when):
+        now[:] = [when]
+
+    federation.crash = exchange
+    honest = federation.run
+
+    def run(**settings):
+        made = honest(**settings)
+        ask = made._courier.ask
+
+        def asking(messages, *, timeout):
+            message = next(iter(messages.values()))
+            place = (message.kind, getattr(message, "round", getattr(message, "session", None)))
+            once("before", *place)
+            answers = ask(messages, timeout=timeout)
+            once("after", *place)
+            return answers
+
+        made._courier.ask = asking
+        return made
+
+    federation.run = run
+    federation.store.after = lambda kind: once("written", kind, len(federation.store.saved))
+    for _ in range(200):
+        try:
+            return federation.resume(), len(seen)
+        except Crash:
+            continue
+    raise AssertionError("the run does not end")
+
+
+def check_same_questions(federation):
+    """Whatever was asked again was asked with the same content, but for where the ledger was last seen."""
+    first = {}
+    for name, message in federation.asked:
+        plain = (
+            replace(message, heads="", countersignature="")
+            if isinstance(message, (Offer, Close))
+            else (replace(message, heads="") if isinstance(message, MaskRequest) else message)
+        )
+        key = (name, message.kind, getattr(message, "session", None), getattr(message, "round", None))
+        known = first.setdefault(key, plain)
+        for field in vars(plain):
+            assert np.array_equal(getattr(plain, field), getattr(known, field)), (key, field)
+
+
+class TestCrash:
+    def test_a_coordinator_that_is_killed_everywhere_ends_in_the_same_model(self, tmp_path):
+        federation = summed(tmp_path, THREE)
+        trained, crashes = crash_everywhere(federation)
+        assert crashes > 30
+        check_exact(federation, trained, lambda number: THREE)
+        check_same_questions(federation)
+        for name in THREE:
+            assert 2.0 * (1 - 1e-6) <= federation.spent(name) <= 2.0
+
+    def test_also_with_a_holder_that_drops_out(self, tmp_path):
+        federation = summed(tmp_path)
+        federation.faults = {"west": lost(MaskRequest, number=2)}
+        trained, _ = crash_everywhere(federation)
+        check_exact(federation, trained, lambda n: FIVE if n < 2 else without(FIVE, "west"))
+        check_same_questions(federation)
+
+    def test_also_where_a_session_ends(self, tmp_path):
+        federation = summed(tmp_path, THREE, text=LONG)
+        trained, _ = crash_everywhere(federation)
+        check_exact(federation, trained, lambda number: THREE)
+        check_same_questions(federation)
+
+    @pytest.mark.parametrize("place", [SurvivorsRequest, OpenRequest], ids=["consents", "opening"])
+    def test_a_dropped_holder_that_is_back_after_the_crash_stays_out_of_that_sum(self, tmp_path, place):
+        """Its sum is not opened beside theirs: the list was written down before anybody signed it."""
+        federation = summed(tmp_path)
+
+        def killed(message, honest):
+            if isinstance(message, place) and message.round == 2:
+                honest()
+                raise Crash
+            return honest()
+
+        federation.faults = {"west": lost(MaskRequest, number=2), "south": killed}
+        with pytest.raises(Crash):
+            federation.train()
+        federation.faults = {}
+        trained = federation.resume()
+        left = without(FIVE, "west")
+        assert trained.holders == left
+        check_exact(federation, trained, lambda n: FIVE if n < 2 else left)
+
+    def test_a_survivor_that_is_gone_after_the_crash_ends_the_run_and_no_other_sum_is_opened(self, tmp_path):
+        federation = summed(tmp_path, SEVEN)
+        killed = []
+
+        def kill(number, when):
+            if not killed and federation.asked and isinstance(federation.asked[-1][1], SurvivorsRequest):
+                killed.append(number)
+                raise Crash
+
+        federation.faults, federation.crash = {"west": lost(MaskRequest, number=2)}, kill
+        with pytest.raises(Crash):
+            federation.train()
+        federation.faults["south"] = lost(MaskRequest, number=2)
+        with pytest.raises(TooFewHolders, match="round 2: south no longer answer"):
+            federation.resume()
+        assert not [m for _, m in federation.asked if isinstance(m, OpenRequest) and m.round == 2]
+
+    def test_a_holder_revoked_meanwhile_is_dropped(self, tmp_path):
+        federation = summed(tmp_path)
+        federation.crash = lambda number, when: (_ for _ in ()).throw(Crash) if number == 2 else None
+        with pytest.raises(Crash):
+            federation.train()
+        federation.crash = lambda number, when: None
+        gone = federation.identities.pop("south")
+        federation.names = without(FIVE, "south")
+        federation.holders.pop("south")
+        federation.restart_all()
+        federation.faults = {"south": lambda message, honest: NoAnswer(reason="not admitted")}
+        trained = federation.run().train([], federation.store.latest)
+        check_exact(federation, trained, lambda number: federation.names)
+        assert federation.dropped() == [(0, "south")]
+        assert gone.public not in {bytes.fromhex(k) for k in federation.store.sessions[0].holders.values()}
+
+
+class TestLedgers:
+    """A holder whose ledger went back is noticed, in the same run and in the next."""
+
+    def go_back(self, federation, name):
+        """Put an empty directory in the place of a holder's own, with the same identity."""
+        federation.audits[name] = AuditLog.open(None, federation.identities[name])
+        federation.ledgers[name] = federation.new_ledger(name)
+        federation.restart(name)
+
+    def test_in_the_next_run_it_is_left_out_with_a_loud_word(self, tmp_path):
+        twice = policy(epsilon_per_study=6.0, epsilon_per_year=6.0)
+        names = FIVE[:4]
+        federation = summed(tmp_path, names, rules=dict.fromkeys(names, twice))
+        run = federation.run()
+        run.train(list(names))
+        run.close("done")
+        self.go_back(federation, "north")
+        federation.store = type(federation.store)()
+        trained = federation.run(run=OTHER_RUN).train(list(names))
+        assert trained.holders == without(names, "north")
+        (loud,) = federation.steps("ledger")
+        assert (loud.round, loud.holders, loud.epsilon) == (0, ("north",), 0.0)
+        assert "ROLLED BACK OR CLONED" in loud.detail
+        assert federation.payload("north", 0, OTHER_RUN) is None
+
+    def test_in_the_middle_of_a_run_it_is_dropped(self, tmp_path):
+        federation = summed(tmp_path)
+
+        def goes_back(message, honest):
+            if isinstance(message, MaskRequest) and message.round == 2 and not federation.steps("ledger"):
+                self.go_back(federation, "north")
+                return federation.new_courier().ask({"north": message}, timeout=1.0)["north"]
+            return honest()
+
+        federation.faults = {"north": goes_back}
+        trained = federation.train()
+        check_exact_left = without(FIVE, "north")
+        assert trained.holders == check_exact_left
+        assert [(step.round, step.holders) for step in federation.steps("ledger")] == [(2, ("north",))]
+        assert federation.dropped() == [(2, "north")]
+
+
+def test_a_stored_session_is_read_again_with_the_keys_it_was_begun_with(tmp_path):
+    federation = summed(tmp_path, THREE)
+    federation.train()
+    kept = federation.store.sessions[0]
+    terms = Terms(
+        federation=FEDERATION,
+        run=RUN,
+        session=0,
+        study=federation.study.digest,
+        keys={name: bytes.fromhex(key) for name, key in kept.holders.items()},
+    )
+    tally = Tally.unpack(terms, kept.tally)
+    assert tally.names == tally.sharers == THREE
+    assert GRID.size
