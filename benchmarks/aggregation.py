@@ -19,6 +19,7 @@ Both must give the sum of what went in, Flower up to its quantisation; otherwise
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import json
 import logging
@@ -123,8 +124,8 @@ def assay_round(session: Session, number: int, vectors: list[Integers], clock: C
     """
     members, tally = session.members, session.tally
     names = tally.names
-    theta = bytes(8 * vectors[0].size)
-    question: dict[str, Any] = {"round": number, "rounds": SESSION_ROUNDS, "question": theta, "active": names}
+    model = hashlib.sha256(bytes(8 * vectors[0].size)).digest()
+    question: dict[str, Any] = {"round": number, "rounds": SESSION_ROUNDS, "question": model, "active": names}
     masked, sent, opened = {}, {}, {}
     with clock.of("holder", "round"):
         for (name, member), values in zip(members.items(), vectors, strict=True):

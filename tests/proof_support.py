@@ -78,6 +78,7 @@ def permissive(study):
         epsilon_per_year=privacy.epsilon,
         delta=privacy.delta,
         minimum_persons=1,
+        new_studies_per_day=1_000_000,
     )
 
 

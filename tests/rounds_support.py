@@ -1,4 +1,4 @@
-"""Runs in one process: real holders behind a real courier, a store that outlives a crash, and faults between."""
+"""Runs in one process: real holders, a real courier, a store that outlives a crash, and faults between."""
 
 from __future__ import annotations
 
@@ -57,8 +57,7 @@ class Federation:
     """Real holders and a coordinator that may lose its memory; a test may put faults between them.
 
     ``faults`` maps a holder's name to a function of the question and the holder's answer function;
-    ``crash`` is called before and after each exchange with the number of exchanges and ``"before"`` or
-    ``"after"``.
+    ``crash`` is called with ``"before"`` or ``"after"`` and the question at each exchange.
     """
 
     def __init__(self, folder, *, names=NAMES, text=TEXT, rules=None):
@@ -68,7 +67,7 @@ class Federation:
         self.audits = {name: AuditLog.open(None, self.identities[name]) for name in names}
         self.ledgers = {name: self.new_ledger(name) for name in names}
         self.asked, self.faults, self.reports, self.heads = [], {}, [], {}
-        self.exchanges, self.crash, self.store = 0, lambda number, when: None, Store()
+        self.crash, self.store = lambda when, question: None, Store()
         self.restart_all()
 
     def new_ledger(self, name):
@@ -194,9 +193,8 @@ class Faulty:
         self.federation, self.roster = self._courier.federation, self._courier.roster
 
     def ask(self, messages, *, timeout):
-        self._of.exchanges += 1
-        self._of.crash(self._of.exchanges, "before")
-        answers = {}
+        question, answers = next(iter(messages.values())), {}
+        self._of.crash("before", question)
         for name, message in messages.items():
             self._of.asked.append((name, message))
 
@@ -205,7 +203,7 @@ class Faulty:
 
             fault = self._of.faults.get(name)
             answers[name] = honest() if fault is None else fault(message, honest)
-        self._of.crash(self._of.exchanges, "after")
+        self._of.crash("after", question)
         return answers
 
 

@@ -19,6 +19,7 @@ import pytest
 from assay.privacy.errors import AssayError, BadData, BadInput, Refused, Tampered, Unavailable
 from assay.server import admin
 from assay.server.admin import AdminClient, AdminServer
+from assay.server.cli import follow, progress_line
 
 call = AdminClient.call
 
@@ -306,3 +307,20 @@ def test_another_user_is_kept_out_by_the_kernels_word_even_where_modes_are_loose
             # A caller that does not look at the other end is refused by the server too.
             blind = "import assay.server.admin as a; a._require_same_user = id; "
             assert as_nobody(home, blind).startswith(("Refused administration", "Unavailable"))
+
+
+# Following a run ------------------------------------------------------------------------------------
+
+
+def test_what_a_finished_run_says_is_about_the_run_and_not_about_one_holder(home):
+    step = {"round": 4, "rounds": 4, "holders": ["a", "b", "c"], "epsilon": 1.0, "detail": ""}
+    loud = step | {"seq": 2, "kind": "ledger", "holders": ["c"], "detail": "LEDGER ROLLED BACK OR CLONED"}
+    events = [step | {"seq": 1, "kind": "round"}, loud]
+    answer = {"state": "done", "message": "models/x.bundle", "events": events}
+    told = []
+    with AdminServer(home, {"events": lambda params: answer}):
+        result = follow(
+            home, "00" * 16, timeout=5.0, on_event=lambda event: told.append(progress_line(event))
+        )
+    assert (result["holders"], result["epsilon"], result["rounds"]) == (["a", "b", "c"], 1.0, 4)
+    assert told[1].startswith("ledger    c (LEDGER ROLLED BACK")

@@ -117,6 +117,10 @@ def test_it_says_which_rounds_have_an_entry():
         ("policy", {"sha256": 0.5}),
         ("policy", {"sha256": -1}),
         ("policy", {"sha256": True}),
+        ("session", {"run": "a", "holders": "b", "session": "0"}),
+        ("session", {"run": "a", "holders": "b", "session": True}),
+        ("session", {"run": "a", "holders": "b", "session": -1}),
+        ("session", {"run": "a", "holders": "b", "session": 1 << 53}),
         ("policy", {"sha256": ["x"]}),
     ],
 )
@@ -200,6 +204,10 @@ TAMPERING = {
     "a key more": (lambda lines: [b'{"a":1,' + lines[0][1:], *lines[1:]], "entry 1"),
     "no JSON": (lambda lines: [b"scribble\n", *lines[1:]], "entry 1"),
     "JSON of another kind": (lambda lines: [b"5\n", *lines[1:]], "entry 1"),
+    "fields that are a list": (
+        lambda lines: [b'{"leaf":{"data":["version"],"index":1,"kind":"start","time":0.0}}\n', *lines[1:]],
+        "entry 1",
+    ),
     "deep JSON": (lambda lines: [b"[" * 8000 + b"\n", *lines[1:]], "entry 1"),
     "an endless line": (lambda lines: [*lines, b"{" * 9000], "entry 10"),
 }
@@ -372,7 +380,7 @@ def test_an_fsync_that_fails_acknowledges_nothing(path, monkeypatch):
             patch.setattr(os, "ftruncate", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
             with pytest.raises(Unavailable, match="Input/output error"):
                 log.append("stop")
-        with pytest.raises(Unavailable, match="closed after an error"):
+        with pytest.raises(Unavailable, match="the audit log is closed"):
             log.append("stop")
         assert log.size == 3
     with AuditLog.open(path, IDENTITY) as log:  # written, never acknowledged: it may be there or not

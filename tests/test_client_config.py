@@ -90,6 +90,11 @@ def test_a_relative_path_is_relative_to_the_directory(home: Path) -> None:
         ('purposes = ["consumer_credit"]', 'purposes = "consumer_credit"', "purposes", "a list"),
         ('components = ["identity"', 'components = ["identitty"', "components", "identity"),
         ("minimum_persons = 1000", "minimum_persons = 1000.5", "minimum_persons", "whole number"),
+        ("minimum_holders = 3", "minimum_holders = 2", "minimum_holders", "3 to 1000"),
+        ("minimum_holders = 3", "minimum_holder = 3", "minimum_holder", "'minimum_holders'"),
+        ('trust = ["distributed", "local"]', 'trust = "local"', "trust", "a list"),
+        ('trust = ["distributed", "local"]', 'trust = ["blind"]', "trust", "distributed, local"),
+        ('trust = ["distributed", "local"]', "trust = []", "trust", "at least one"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_its_line(
@@ -101,6 +106,39 @@ def test_a_wrong_key_or_value_is_named_with_its_line(
     message = refuse(home)
     assert f"{CONFIG_FILE}:{line_of(home, line)}: " in message
     assert words in message
+
+
+def test_the_example_of_pinned_peers_is_valid(home: Path) -> None:
+    text = (home / CONFIG_FILE).read_text()
+    write(home, re.sub(r"(?m)^# (\[policy\.peers\]|bank-[bc] = )", r"\1", text))
+    peers = HolderConfig.load(home).policy.peers
+    assert sorted(peers) == ["bank-b", "bank-c"]
+    write(home, text)
+    assert HolderConfig.load(home).policy.peers == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('bank-b = "1234"', "fingerprint"),
+        ("bank-b = 1234", "fingerprint"),
+        ('Bank_B = "0123-4567-89AB-CDEF-0123-4567-89AB-CDEF"', "a holder's name"),
+    ],
+)
+def test_a_wrong_pin_is_named_with_its_line(line: str, words: str, home: Path) -> None:
+    write(home, (home / CONFIG_FILE).read_text() + f"\n[policy.peers]\n{line}\n")
+    message = refuse(home)
+    assert f"{CONFIG_FILE}:{line_of(home, line)}: policy.peers." in message
+    assert words in message
+
+
+@pytest.mark.parametrize("value", ['"bank-b"', "7", '["bank-b"]'])
+def test_peers_that_are_no_table_are_refused(value: str, home: Path) -> None:
+    write(
+        home,
+        (home / CONFIG_FILE).read_text().replace("\nminimum_holders", f"\npeers = {value}\nminimum_holders"),
+    )
+    assert f"{CONFIG_FILE}:{line_of(home, 'peers')}: policy.peers" in refuse(home)
 
 
 @pytest.mark.parametrize("section", ["holder", "policy"])

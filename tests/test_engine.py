@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from toy_study import FEATURES, GRID, ROUNDS, TEXT, records
+from toy_study import FEATURES, GRID, ROUNDS, SUMMED, TEXT, records
 
 from assay.client.records import Records
 from assay.models.bundle import read_bundle
@@ -18,7 +18,7 @@ from assay.simulations.comparison import (
     scorecard_of,
     train_baselines,
 )
-from assay.simulations.engine import federate, with_epsilon
+from assay.simulations.engine import federate, with_epsilon, with_trust
 
 TEST = records(3000, seed=99)
 
@@ -27,10 +27,10 @@ def three():
     return {name: records(700, seed=i) for i, name in enumerate(("east", "north", "south"))}
 
 
-@pytest.fixture(scope="module")
-def done():
+@pytest.fixture(scope="module", params=[TEXT, SUMMED], ids=["local", "distributed"])
+def done(request):
     steps = []
-    return federate(TEXT, three(), report=steps.append), steps
+    return federate(request.param, three(), report=steps.append), steps
 
 
 class TestFederate:
@@ -60,14 +60,16 @@ class TestFederate:
         assert [step.kind for step in done[1]] == ["offer", "counts"] + ["round"] * ROUNDS
 
     def test_two_runs_on_the_same_records_differ_by_their_noise(self, done):
-        again = federate(TEXT, three())
+        again = federate(done[0].study.text, three())
         assert not np.array_equal(again.trained.theta, done[0].trained.theta)
 
     def test_with_almost_no_noise_it_is_the_same_model_whoever_holds_the_records(self):
         text = with_epsilon(TEXT, 900.0)
         parts = three()
         apart = federate(text, parts).trained.theta
+        summed = federate(with_trust(text, "distributed"), parts).trained.theta
         together = federate(text, {"all": pool(list(parts.values()))}).trained.theta
+        assert np.abs(summed - together).max() < 0.05
         assert np.abs(apart - together).max() < 0.05
         assert np.abs(together).max() > 0.3
 
@@ -76,18 +78,30 @@ class TestFederate:
         east = held["east"]
         columns = {name: values for name, values in east.columns.items() if name != "HOUSE"}
         held["east"] = Records(columns=columns, labels=east.labels, absent=("house",))
-        assert np.isfinite(federate(TEXT, held).trained.theta).all()
+        assert np.isfinite(federate(SUMMED, held).trained.theta).all()
 
     def test_a_holder_that_says_no_ends_it_and_says_why(self):
         lines = []
-        with pytest.raises(Refused, match=r"declined \(trust\)"):
-            federate(TEXT + 'trust = "distributed"\n', three(), log=lines.append)
+        with pytest.raises(Refused, match=r"declined \(model\)"):
+            federate(TEXT.replace("rounds = 4", 'rounds = 4\nmodel = "neural"'), three(), log=lines.append)
         assert len(lines) == 3
+
+    def test_two_holders_cannot_hide_in_a_sum(self):
+        held = three()
+        held.pop("east")
+        with pytest.raises(Refused, match='trust = "local"') as caught:
+            federate(SUMMED, held)
+        assert caught.value.code == "holders"
+
+    def test_one_holder_alone_adds_its_noise_itself(self):
+        alone = federate(with_trust(SUMMED, "local"), {"east": records(700)})
+        assert alone.trained.holders == ("east",)
+        assert alone.spent["east"] == pytest.approx(2.0, rel=1e-6)
 
     def test_nobody_has_to_trust_the_order_of_holders(self):
         """The sum is over exact integers and the same names, whatever the order of the mapping."""
         held = three()
-        assert federate(TEXT, dict(reversed(held.items()))).trained.holders == tuple(sorted(held))
+        assert federate(SUMMED, dict(reversed(held.items()))).trained.holders == tuple(sorted(held))
 
 
 class TestPublish:
@@ -99,8 +113,9 @@ class TestPublish:
         )
         assert (label["epsilon"], label["delta"], label["holders"]) == (2.0, 1e-6, 3)
         assert [each["times"] for each in label["releases"]] == [1, ROUNDS]
+        assert label["trust"] == run.study.privacy.trust
         bundle = read_bundle(path)
-        assert bundle.study.digest == parse_study(TEXT).digest
+        assert bundle.study.digest == run.study.digest
         assert bundle.label == label
         assert bundle.metrics == {}
         assert bundle.expires - bundle.created == VALID_S
@@ -231,6 +246,41 @@ class TestWithEpsilon:
     def test_an_epsilon_that_is_none_is_refused_by_the_study(self, epsilon):
         with pytest.raises(BadInput, match="epsilon"):
             parse_study(with_epsilon(TEXT, epsilon))
+
+
+class TestWithTrust:
+    @pytest.mark.parametrize("before", [TEXT, SUMMED, TEXT.replace('trust = "local"\n', "")])
+    @pytest.mark.parametrize("trust", ["local", "distributed"])
+    def test_the_study_says_the_new_trust_and_nothing_else_changes(self, before, trust):
+        text = with_trust(before, trust)
+        assert parse_study(text).privacy.trust == trust
+        rest = [sorted(line for line in each.splitlines() if "trust" not in line) for each in (text, before)]
+        assert rest[0] == rest[1]
+        assert with_trust(text, trust) == text
+
+    @pytest.mark.parametrize(
+        "section",
+        [
+            "[privacy]\nepsilon = 2.0\ntrust='distributed'\n",
+            '[privacy]\n  trust   =   "distributed"   # not "local"\nepsilon = 2.0\n',
+            '[privacy] # trust = "distributed"\nepsilon = 2.0\n',
+            '[privacy]\n# trust = "distributed"\nepsilon = 2.0\n',
+            '[privacy]\n# see [1]\nepsilon = 2.0\ntrust = "distributed"\n\n[scale]\nlow = 350\n',
+            '[privacy]\r\nepsilon = 2.0\r\ntrust = "distributed"\r\n',
+            "[privacy]\r\nepsilon = 2.0\r\n",
+            '[privacy]\nepsilon = 2.0\ntrust = "distributed"',
+            "[privacy]\nepsilon = 2.0",
+        ],
+    )
+    def test_it_finds_the_place_however_it_is_written(self, section):
+        text = TEXT[: TEXT.index("[privacy]")] + section
+        assert parse_study(text).privacy.trust == "distributed"
+        assert parse_study(with_trust(text, "local")).privacy.trust == "local"
+
+    @pytest.mark.parametrize("broken", ["", "[study]\n", "privacy.epsilon = 1.0\n"])
+    def test_a_study_without_the_section_is_refused(self, broken):
+        with pytest.raises(BadInput):
+            with_trust(broken, "local")
 
 
 def test_a_simulated_coordinator_signs_with_its_own_key(done):

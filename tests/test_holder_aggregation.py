@@ -191,6 +191,15 @@ class TestSessions:
         assert refusal(three.homes["north"], three.keys_request(session=1)) == "unknown"
         assert three.homes["north"].sessions() == []
 
+    def test_a_run_that_is_closed_but_not_tidied_up_begins_no_session(self, three, monkeypatch):
+        home = three.homes["north"]
+        with monkeypatch.context() as killed:
+            killed.setattr("pathlib.Path.unlink", kill)
+            with pytest.raises(Killed):
+                home.holder.answer(Close(run=RUN, outcome="done"))
+        assert refusal(home, three.keys_request(session=1)) == "closed"
+        assert home.sessions() == [f"{RUN}-0.json"]
+
     @pytest.mark.parametrize(
         ("change", "code"),
         [
@@ -318,6 +327,7 @@ class TestSessions:
     def test_a_session_file_that_others_can_read_is_refused(self, three, mode, trained):
         home = three.homes["north"]
         home.session_file().chmod(mode)
+        home.restart()
         with pytest.raises(BadInput, match="chmod 600"):
             home.holder.answer(three.mask("north"))
         assert trained == []
@@ -693,7 +703,6 @@ MASK_STEPS = [
     (LocalTraining, "counts"),
     (Ledger, "release"),
     (AuditLog, "append"),
-    (circle.CircleStore, "save"),
     (Member, "sent"),
     (Member, "masked"),
 ]

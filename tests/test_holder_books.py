@@ -1,11 +1,11 @@
-"""A holder's books: nothing is answered from a ledger or log behind what the coordinator saw; all is logged."""
+"""A holder's books: nothing is answered from books behind what the coordinator saw, and all is logged."""
 
 import itertools
 import shutil
 from dataclasses import replace
 
 import pytest
-from aggregation_support import IDENTITIES, Federation, Home, kill
+from aggregation_support import IDENTITIES, Federation, Home, Killed, kill
 from toy_study import COORDINATOR, FEDERATION, OTHER_RUN, RUN, SUMMED, counts, holder, offer
 
 from assay.client.training import LocalTraining
@@ -109,6 +109,7 @@ class TestOlderCopies:
         kept = (home.directory / older).read_bytes()
         home.start()
         three.masked(0)
+        three.masked(1)  # one entry less could be a crash between ledger and log
         home.stop()
         for path in home.directory.glob("ledger.sqlite-*"):
             path.unlink()
@@ -182,7 +183,7 @@ class TestTheLog:
         monkeypatch.setattr(AuditLog, "append", kill)
         masked = []
         monkeypatch.setattr(Member, "masked", lambda *args, **settings: masked.append(1))
-        with pytest.raises(BaseException, match="^$"):
+        with pytest.raises(Killed):
             three.homes["north"].holder.answer(three.mask("north"))
         assert masked == []
 

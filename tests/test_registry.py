@@ -11,7 +11,7 @@ import pytest
 
 from assay.privacy.errors import AssayError, BadInput, Tampered, Unavailable
 from assay.server import database
-from assay.server.records import STATES, Checkpoint
+from assay.server.records import STATES, Checkpoint, Session
 from assay.server.registry import Registry
 
 STUDY = {"name": "card", "study": "[study]\n", "digest": "ab" * 32}
@@ -144,6 +144,77 @@ def test_a_body_that_fails_leaves_nothing_behind(registry, running):
     assert registry.events_since(running) == ()
 
 
+# Secure aggregation ---------------------------------------------------------------------------------
+
+
+def session(run, number=0, *, holders=None, tally=b"keys"):
+    keys = {"bank-a": "aa" * 32, "bank-b": "bb" * 32} if holders is None else holders
+    return Session(run=run, session=number, holders=keys, tally=tally)
+
+
+def test_a_session_is_there_after_reopening_and_its_shares_replace_its_keys(registry, running, tmp_path):
+    assert registry.session(running, 0) is None
+    registry.save_session(session(running))
+    registry.save_session(session(running, tally=b"keys and shares"))
+    registry.close()
+    with Registry(tmp_path / "assay.sqlite") as again:
+        assert again.session(running, 0) == session(running, tally=b"keys and shares")
+
+
+def test_a_session_is_not_begun_again_with_others(registry, running):
+    registry.save_session(session(running))
+    with pytest.raises(AssayError, match="other holders"):
+        registry.save_session(session(running, holders={"bank-a": "aa" * 32}))
+    assert registry.session(running, 0) == session(running)
+
+
+def test_a_new_session_takes_the_place_of_the_one_before_in_its_own_run_only(registry, running):
+    other = registry.add_run(**STUDY).run
+    registry.set_state(other, "running")
+    for each in (running, other):
+        registry.save_session(session(each))
+    registry.save_session(session(running, 1))
+    assert (registry.session(running, 0), registry.session(running, 1)) == (None, session(running, 1))
+    assert registry.session(other, 0) == session(other)
+
+
+def test_who_survives_a_round_is_decided_once(registry, running, tmp_path):
+    assert registry.survivors(running, 3) is None
+    registry.save_survivors(running, 3, ("bank-a", "bank-b"))
+    registry.save_survivors(running, 3, ("bank-a", "bank-b"))
+    with pytest.raises(AssayError, match="decided once"):
+        registry.save_survivors(running, 3, ("bank-a",))
+    registry.save_survivors(running, 4, ("bank-a",))
+    registry.close()
+    with Registry(tmp_path / "assay.sqlite") as again:
+        assert again.survivors(running, 3) == ("bank-a", "bank-b")
+        assert again.survivors(running, 4) == ("bank-a",)
+
+
+@pytest.mark.parametrize("state", [name for name, after in STATES.items() if not after])
+def test_a_run_that_is_over_keeps_nothing_of_its_sessions_and_begins_none(registry, running, state):
+    registry.save_session(session(running))
+    registry.save_survivors(running, 3, ("bank-a",))
+    registry.set_state(running, state)
+    assert (registry.session(running, 0), registry.survivors(running, 3)) == (None, None)
+    for change in (
+        lambda: registry.save_session(session(running)),
+        lambda: registry.save_survivors(running, 3, ("bank-a",)),
+    ):
+        with pytest.raises(AssayError, match=state):
+            change()
+
+
+def test_where_a_ledger_was_seen_last_outlives_runs_and_belongs_to_a_key(registry, running, tmp_path):
+    assert registry.heads() == {}
+    registry.save_heads({"aa" * 32: "1:a", "bb" * 32: "1:b"})
+    registry.save_heads({"aa" * 32: "2:a"})
+    registry.set_state(running, "done")
+    registry.close()
+    with Registry(tmp_path / "assay.sqlite") as again:
+        assert again.heads() == {"aa" * 32: "2:a", "bb" * 32: "1:b"}
+
+
 # Progress and models --------------------------------------------------------------------------------
 
 
@@ -218,13 +289,21 @@ def test_a_file_that_is_no_database_is_refused(tmp_path, content):
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("statement", ["PRAGMA user_version = 2", "PRAGMA application_id = 7"])
-def test_a_database_of_another_version_or_program_is_refused(registry, tmp_path, statement):
+@pytest.mark.parametrize(
+    ("statement", "remedy"),
+    [
+        ("PRAGMA user_version = 1", "version 2 .* It is of version 1: use the Assay that wrote it"),
+        ("PRAGMA user_version = 3", "version 2 .* Use the version of Assay that wrote it"),
+        ("PRAGMA application_id = 7", "version 2 .* Use the version of Assay that wrote it"),
+    ],
+    ids=["older", "newer", "another program"],
+)
+def test_a_database_of_another_version_or_program_is_refused(registry, tmp_path, statement, remedy):
     registry.close()
     other = sqlite3.connect(tmp_path / "assay.sqlite")
     other.execute(statement)
     other.close()
-    with pytest.raises(BadInput, match="version 1"):
+    with pytest.raises(BadInput, match=remedy):
         Registry(tmp_path / "assay.sqlite")
 
 

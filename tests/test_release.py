@@ -3,44 +3,80 @@
 import numpy as np
 import pytest
 
-from assay.client.release import release
-from assay.privacy.accounting import Event, PrivacyTarget, RunCost
-from assay.privacy.errors import BadInput, Refused
+from assay.client.books import Books
+from assay.client.release import NoisySum, release, require_released
+from assay.privacy.accounting import PrivacyTarget, RunCost
+from assay.privacy.auditlog import AuditLog
+from assay.privacy.errors import Refused
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger, Limits
-from assay.privacy.noise import gaussian, grid_unit
+from assay.privacy.mechanism import IntegerMechanism
 from assay.privacy.wire import Release
 
 RUN = "00112233445566778899aabbccddeeff"
 COST = RunCost.of(PrivacyTarget(epsilon=1.0, delta=1e-6))
 LIMITS = Limits(epsilon_per_study=1.0, epsilon_per_year=1.0, delta=1e-6)
 SENSITIVITY = 2.5
-UNIT = grid_unit(COST.counts.noise_multiplier * SENSITIVITY)
+CONTEXT = "c0" * 32
 IDENTITY = Identity.generate()
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "ledger.sqlite"
+class Home:
+    """Ledger and log of one holder on disk; another process can look at them."""
+
+    def __init__(self, folder):
+        self.path = folder / "ledger.sqlite"
+        self.audit = AuditLog.open(folder / "audit.log", IDENTITY)
+        self.ledger = Ledger.open(self.path, IDENTITY, log_head=self.audit.head)
+        self.books = Books(ledger=self.ledger, audit=self.audit)
+        self.books.settle()
+
+    def reserve(self):
+        self.ledger.reserve(study="toy", run=RUN, planned=COST.total(1), limits=LIMITS)
+
+    def close(self):
+        self.ledger.close()
+        self.audit.close()
 
 
 @pytest.fixture
-def ledger(path):
-    with Ledger.open(path, IDENTITY) as opened:
-        opened.reserve(study="toy", run=RUN, planned=COST.total(1), limits=LIMITS)
-        yield opened
+def home(tmp_path):
+    opened = Home(tmp_path)
+    opened.reserve()
+    yield opened
+    opened.close()
 
 
-def ask(ledger, noisy_sum, *, number=0, run=RUN, event=COST.counts, sensitivity=SENSITIVITY):
-    return release(
-        ledger,
-        run=run,
-        round=number,
-        mechanism="cell counts",
-        sensitivity=sensitivity,
-        event=event,
-        noisy_sum=noisy_sum,
+@pytest.fixture
+def ledger(home):
+    return home.ledger
+
+
+def wanted(number=0, *, run=RUN, event=COST.counts, sensitivity=SENSITIVITY, question=CONTEXT, holders=3):
+    mechanism = IntegerMechanism(
+        l2_clip_norm=sensitivity, noise_multiplier=event.noise_multiplier, size=3, contributors=holders
     )
+    return NoisySum(run=run, round=number, what="cell counts", question=question, mechanism=mechanism)
+
+
+def ask(home, compute, number=0, **changes):
+    this = wanted(number, **changes)
+    return release(
+        home.books,
+        this,
+        compute=compute,
+        build=lambda values: Release(
+            run=this.run,
+            round=number,
+            unit=this.mechanism.unit,
+            values=values,
+            heads=home.books.heads(),
+        ),
+    )
+
+
+def noise():
+    return wanted().mechanism.noisy(np.zeros(3))
 
 
 def kinds(ledger):
@@ -55,121 +91,146 @@ def crash():
     raise MemoryError
 
 
-def test_the_charge_is_on_disk_before_anything_is_computed(ledger, path):
+def test_the_charge_is_on_disk_before_anything_is_computed(home):
     seen = []
 
-    def noisy_sum():
-        with Ledger.open(path, IDENTITY, read_only=True) as another_process:
+    def compute():
+        with Ledger.open(home.path, IDENTITY, read_only=True) as another_process:
             seen.extend(kinds(another_process))
-        return np.zeros(3)
+        return np.zeros(3, dtype=np.int64)
 
-    ask(ledger, noisy_sum)
+    ask(home, compute)
     assert seen == ["reserve", "reserve", "charge"]
-    assert kinds(ledger) == ["reserve", "reserve", "charge", "release"]
+    assert kinds(home.ledger) == ["reserve", "reserve", "charge", "release"]
 
 
-def test_what_leaves_is_on_disk_before_it_leaves(ledger, path):
-    sent = ask(ledger, lambda: gaussian(5, 100.0))
-    with Ledger.open(path, IDENTITY, read_only=True) as another_process:
-        stored = another_process.charge(
-            run=RUN, round=0, mechanism="cell counts", sensitivity=SENSITIVITY, event=COST.counts
-        )
-    assert stored == sent.values.tobytes()
+def test_what_leaves_and_its_log_entry_are_on_disk_before_the_message_is_built(home, tmp_path):
+    seen = []
+
+    def build(values):
+        with Ledger.open(home.path, IDENTITY, read_only=True) as another_process:
+            seen.append(kinds(another_process)[-1])
+        with AuditLog.open(tmp_path / "audit.log", IDENTITY, read_only=True) as another_log:
+            seen.append(another_log.has("release", run=RUN, round=0))
+        return values
+
+    release(home.books, wanted(), compute=noise, build=build)
+    assert seen == ["release", True]
 
 
-def test_the_charge_states_the_noise_and_sensitivity_of_the_release(ledger):
-    ask(ledger, lambda: np.zeros(3))
-    charge = next(entry for entry in ledger.summary(LIMITS).entries if entry["kind"] == "charge")
+def test_the_charge_is_read_off_the_mechanism(home, ledger):
+    ask(home, noise)
+    (charge,) = [entry for entry in ledger.summary(LIMITS).entries if entry["kind"] == "charge"]
     assert (charge["run"], charge["round"], charge["mechanism"]) == (RUN, 0, "cell counts")
     assert charge["sensitivity"] == SENSITIVITY
     assert charge["noise_multiplier"] == COST.counts.noise_multiplier
+    assert charge["noise_share"] == 1 / 3
+    assert charge["question"] == CONTEXT
 
 
-def test_the_sum_is_rounded_to_the_public_grid(ledger):
-    values = np.array([0.0, 1.0, -7.25, 123.456])
-    sent = ask(ledger, lambda: values)
-    assert sent.unit == UNIT == COST.counts.noise_multiplier * SENSITIVITY / 2**20
-    assert sent.values.dtype == np.int64
-    assert np.array_equal(sent.values, np.rint(values / UNIT))
+def test_the_message_speaks_of_heads_that_hold_the_release(home):
+    sent = ask(home, noise)
+    assert sent.heads == home.books.heads()
+    home.books.require(sent.heads)
+    assert int(sent.heads.split(":")[0]) == 4
 
 
-def test_asked_again_it_sends_the_same_bytes_and_computes_and_charges_nothing(ledger):
-    first = ask(ledger, lambda: gaussian(50, 100.0))
-    again = ask(ledger, never)
+def test_asked_again_it_sends_the_same_bytes_and_computes_and_charges_nothing(home, ledger):
+    first = ask(home, noise)
+    again = ask(home, never)
     assert again.values.tobytes() == first.values.tobytes()
-    assert (again.unit, again.round) == (first.unit, first.round)
+    assert (again.unit, again.round, again.heads) == (first.unit, first.round, first.heads)
     assert kinds(ledger).count("charge") == 1
+    assert home.audit.size == 1
 
 
-def test_asked_again_after_a_restart_it_sends_the_same_bytes(path):
-    with Ledger.open(path, IDENTITY) as before:
-        before.reserve(study="toy", run=RUN, planned=COST.total(1), limits=LIMITS)
-        first = ask(before, lambda: gaussian(50, 100.0))
-    with Ledger.open(path, IDENTITY) as after:
-        assert ask(after, never).values.tobytes() == first.values.tobytes()
+def test_asked_again_after_a_restart_it_sends_the_same_bytes(home, tmp_path):
+    first = ask(home, noise)
+    home.close()
+    again = Home(tmp_path)
+    assert ask(again, never).values.tobytes() == first.values.tobytes()
+    again.close()
 
 
-def test_a_crash_between_charge_and_release_is_charged_once_in_all(path):
-    with Ledger.open(path, IDENTITY) as before:
-        before.reserve(study="toy", run=RUN, planned=COST.total(1), limits=LIMITS)
-        with pytest.raises(MemoryError):
-            ask(before, crash)
-        assert kinds(before) == ["reserve", "reserve", "charge"]
-    with Ledger.open(path, IDENTITY) as after:
-        sent = ask(after, lambda: np.ones(3))
-        assert isinstance(sent, Release)
-        assert kinds(after) == ["reserve", "reserve", "charge", "release"]
-        assert after.charged(RUN) == (COST.counts,)
+def test_a_crash_between_charge_and_release_is_charged_once_in_all(home, tmp_path):
+    with pytest.raises(MemoryError):
+        ask(home, crash)
+    assert kinds(home.ledger) == ["reserve", "reserve", "charge"]
+    home.close()
+    again = Home(tmp_path)
+    assert isinstance(ask(again, noise), Release)
+    assert kinds(again.ledger) == ["reserve", "reserve", "charge", "release"]
+    assert again.ledger.charged(RUN) == (COST.counts,)
+    again.close()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 2.0**53 * UNIT])
-def test_a_sum_that_is_not_finite_or_too_large_is_refused_and_not_released(ledger, bad):
-    with pytest.raises(BadInput, match="noisy values"):
-        ask(ledger, lambda: np.array([1.0, bad]))
-    assert kinds(ledger) == ["reserve", "reserve", "charge"]
-    assert ask(ledger, lambda: np.ones(2)).values.size == 2
-
-
-def test_a_run_that_is_not_reserved_is_refused_before_anything_is_computed(ledger):
-    with pytest.raises(Refused, match="not reserved") as caught:
-        ask(ledger, never, run="f" * 32)
-    assert caught.value.code == "unknown"
+def test_a_run_that_is_not_reserved_is_refused_before_anything_is_computed(home, ledger):
+    assert refusal(home, run="f" * 32) == "unknown"
     assert kinds(ledger) == ["reserve", "reserve"]
 
 
-def test_a_closed_run_releases_nothing_new_but_repeats_what_it_released(ledger):
-    first = ask(ledger, lambda: gaussian(5, 1.0))
+def test_a_closed_run_releases_nothing_new_but_repeats_what_it_released(home, ledger):
+    first = ask(home, noise)
     ledger.close_run(run=RUN, outcome="done")
-    with pytest.raises(Refused) as caught:
-        ask(ledger, never, number=1, event=COST.gradient(1))
-    assert caught.value.code == "closed"
-    assert ask(ledger, never).values.tobytes() == first.values.tobytes()
+    assert refusal(home, 1, event=COST.gradient(1)) == "closed"
+    assert ask(home, never).values.tobytes() == first.values.tobytes()
 
 
-def test_a_closed_run_does_not_finish_what_it_was_charged_for(ledger):
+def test_a_closed_run_does_not_finish_what_it_was_charged_for(home, ledger):
     with pytest.raises(MemoryError):
-        ask(ledger, crash)
+        ask(home, crash)
     ledger.close_run(run=RUN, outcome="aborted")
-    with pytest.raises(Refused) as caught:
-        ask(ledger, never)
-    assert caught.value.code == "closed"
+    assert refusal(home) == "closed"
 
 
-def test_a_round_beyond_the_reservation_is_refused_before_anything_is_computed(ledger):
-    ask(ledger, lambda: np.zeros(3))
-    ask(ledger, lambda: np.zeros(3), number=1, event=COST.gradient(1))
-    with pytest.raises(Refused) as caught:
-        ask(ledger, never, number=2, event=COST.gradient(1000))
-    assert caught.value.code == "budget"
+def test_a_round_beyond_the_reservation_is_refused_before_anything_is_computed(home):
+    ask(home, noise)
+    ask(home, noise, 1, event=COST.gradient(1))
+    assert refusal(home, 2, event=COST.gradient(1000)) == "budget"
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"event": Event(noise_multiplier=1e6)}, {"sensitivity": 1.0}],
-    ids=["less noise", "another sensitivity"],
+    [
+        {"event": COST.gradient(7)},
+        {"sensitivity": 1.0},
+        {"question": "c1" * 32},
+        {"question": ""},
+        {"holders": 2},
+    ],
+    ids=["another noise", "another sensitivity", "another question", "no question", "another share"],
 )
-def test_a_round_is_never_released_again_at_another_price(ledger, changes):
-    ask(ledger, lambda: np.zeros(3))
+@pytest.mark.parametrize("released", [True, False])
+def test_a_round_answers_one_question_at_one_price(home, changes, released):
+    if released:
+        ask(home, noise)
+    else:
+        with pytest.raises(MemoryError):
+            ask(home, crash)
+    before = kinds(home.ledger)
+    assert refusal(home, **changes) == "changed"
+    assert kinds(home.ledger) == before
+
+
+def test_only_what_was_released_can_be_opened(home):
     with pytest.raises(Refused) as caught:
-        ask(ledger, never, **changes)
+        require_released(home.books, wanted())
+    assert caught.value.code == "unknown"
+    with pytest.raises(MemoryError):
+        ask(home, crash)
+    with pytest.raises(Refused) as caught:
+        require_released(home.books, wanted())
+    assert caught.value.code == "unknown"
+    ask(home, noise)
+    before = kinds(home.ledger)
+    require_released(home.books, wanted())
+    with pytest.raises(Refused) as caught:
+        require_released(home.books, wanted(question="c1" * 32))
     assert caught.value.code == "changed"
+    assert kinds(home.ledger) == before
+
+
+def refusal(home, number=0, **changes):
+    with pytest.raises(Refused) as caught:
+        ask(home, never, number, **changes)
+    return caught.value.code

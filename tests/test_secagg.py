@@ -30,8 +30,9 @@ from secagg_support import (
     terms,
 )
 
+from assay.privacy.cohort import Advert
 from assay.privacy.errors import AssayError, BadInput, Refused
-from assay.privacy.masking import add_pair_mask, agree, require_point
+from assay.privacy.masking import add_pair_mask, agree, require_point, self_mask
 from assay.privacy.secagg import (
     ADVERT_BYTES,
     MAX_HOLDERS,
@@ -42,7 +43,6 @@ from assay.privacy.secagg import (
     Member,
     Tally,
     Terms,
-    check_advert,
     threshold,
 )
 
@@ -471,8 +471,8 @@ def test_somebody_unknown_does_not_join(five):
     with refused("'mallory' is no holder"):
         five.member(FIVE[0]).join(five.adverts | {"mallory": five.adverts[FIVE[1]]})
     with refused("'mallory' is no holder"):
-        check_advert(five.terms, "mallory", five.adverts[FIVE[1]])
-    check_advert(five.terms, FIVE[1], five.adverts[FIVE[1]])
+        Advert.open(five.adverts[FIVE[1]], terms=five.terms, name="mallory")
+    Advert.open(five.adverts[FIVE[1]], terms=five.terms, name=FIVE[1])
 
 
 @pytest.mark.parametrize("use", ["context", "shares", "names", "session_id"])
@@ -494,7 +494,7 @@ def test_a_point_of_low_order_is_refused_in_every_spelling(five, point, at):
     with refused("holder-03: a public key"):
         five.member(FIVE[0]).join(five.adverts | {FIVE[3]: advert})
     with refused("holder-03: a public key"):
-        check_advert(five.terms, FIVE[3], advert)
+        Advert.open(advert, terms=five.terms, name=FIVE[3])
 
 
 def test_the_library_refuses_low_order_points_too_and_wrong_lengths():
@@ -515,7 +515,7 @@ def test_a_copied_key_or_commitment_is_refused(five):
 
 
 def test_the_same_point_in_other_letters_does_not_cancel_masks():
-    """Whoever sends 1/u for the key u of another adds the point of order 2, which X25519 multiplies away: both
+    """Whoever sends 1/u for the key u of another adds a point of order 2, which X25519 multiplies away: both
     agree on the same secrets with everybody. Without the names in the derivation of a mask, a holder between
     the two would add one and subtract the other, and be left with none of an honest neighbour."""
     field = 2**255 - 19
@@ -529,6 +529,22 @@ def test_the_same_point_in_other_letters_does_not_cancel_masks():
     add_pair_mask(total, peer="a", public=public, **about)
     add_pair_mask(total, peer="c", public=twin, **about)
     assert (total != 0).all()
+
+
+def test_each_mask_is_for_one_context_and_its_holders():
+    """Else whoever is asked twice gives two vectors under one mask, and with them their difference."""
+    seeds = [
+        self_mask(seed, owner=owner, context=context, size=4)
+        for seed, owner, context in itertools.product((fixed(1), fixed(2)), "ab", (bytes(32), fixed(3)))
+    ]
+    private, public = (X25519PrivateKey.from_private_bytes(fixed(name)) for name in "xy")
+    pairs = []
+    for owner, peer, context in itertools.product("ab", "cd", (bytes(32), fixed(3))):
+        pairs.append(np.zeros(4, dtype=np.uint64))
+        about = {"owner": owner, "peer": peer, "context": context}
+        add_pair_mask(pairs[-1], private=private, public=public.public_key().public_bytes_raw(), **about)
+    words = {int(word) for mask in (*seeds, *pairs) for word in mask}
+    assert len(words) == 4 * (len(seeds) + len(pairs)) == 64
 
 
 @pytest.mark.parametrize(
@@ -643,15 +659,15 @@ def test_the_coordinator_can_check_a_signature_before_it_relies_on_it(five):
     whole, fewer = five.ask(0), five.ask(1, missing=FIVE[4:])
     name = FIVE[0]
     about = {"round": 0, "context": whole.context}
-    five.tally.require_sent(name, signature=whole.proofs[name], **about)
+    five.tally.cohort.require_sent(name, signature=whole.proofs[name], **about)
     with refused("holder-00: its secagg-sent"):
-        five.tally.require_sent(name, signature=whole.proofs[FIVE[1]], **about)
+        five.tally.cohort.require_sent(name, signature=whole.proofs[FIVE[1]], **about)
     with refused("'mallory' is not of this session"):
-        five.tally.require_sent("mallory", signature=whole.proofs[name], **about)
+        five.tally.cohort.require_sent("mallory", signature=whole.proofs[name], **about)
     about = {"round": 1, "context": fewer.context, "signature": fewer.proofs[name]}
-    five.tally.require_consent(name, survivors=FIVE[3::-1], **about)
+    five.tally.cohort.require_consent(name, survivors=FIVE[:4], **about)
     with refused("holder-00: its secagg-consent"):
-        five.tally.require_consent(name, survivors=FIVE, **about)
+        five.tally.cohort.require_consent(name, survivors=FIVE, **about)
 
 
 def test_too_few_openers_give_no_sum(five):
@@ -797,7 +813,7 @@ def _mutated(draw: Random, data: bytes) -> bytes:
 
 def _change_advert(session, draw, *_):
     name = draw.choice(list(session.adverts))
-    check_advert(session.terms, name, _mutated(draw, session.adverts[name]))
+    Advert.open(_mutated(draw, session.adverts[name]), terms=session.terms, name=name)
 
 
 def _change_proof(session, draw, asked, _, member):

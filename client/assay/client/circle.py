@@ -74,10 +74,14 @@ class Circle:
 
 
 class CircleStore:
-    """The session files of one holder: ``<run>-<session>.json`` in a directory of mode 0700."""
+    """The session files of one holder: ``<run>-<session>.json`` in a directory of mode 0700.
+
+    Each is read once: with a hundred holders it is large, and only this process writes it.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = make_private_dir(directory)
+        self._read: dict[Path, Circle] = {}
 
     def load(self, run: str, session: int) -> Circle | None:
         """Return what is kept of a session, or None where nothing is.
@@ -87,15 +91,19 @@ class CircleStore:
             Refused: code ``"aggregation"``: it is damaged.
         """
         path = self._path(run, session)
-        if not path.exists():
-            return None
-        require_private(self._directory)
-        require_private(path)
-        return Circle.from_bytes(path.read_bytes(), where=path)
+        if path not in self._read:
+            if not path.exists():
+                return None
+            require_private(self._directory)
+            require_private(path)
+            self._read[path] = Circle.from_bytes(path.read_bytes(), where=path)
+        return self._read[path]
 
     def save(self, run: str, session: int, circle: Circle) -> None:
         """Keep ``circle``; durable when this returns."""
-        write_durably(self._path(run, session), circle.to_bytes(), mode=PRIVATE_FILE)
+        path = self._path(run, session)
+        write_durably(path, circle.to_bytes(), mode=PRIVATE_FILE)
+        self._read[path] = circle
 
     def sessions(self, run: str) -> dict[int, Circle]:
         """Return all sessions of a run by number."""
@@ -106,6 +114,7 @@ class CircleStore:
         """Remove what is kept of a run."""
         for path in self._directory.glob(f"{run}-*.json"):
             path.unlink(missing_ok=True)
+            self._read.pop(path, None)
 
     def keep_only(self, runs: Collection[str]) -> None:
         """Remove what is kept of any other run, and halves of files: what a crash left behind."""

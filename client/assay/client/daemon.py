@@ -23,7 +23,15 @@ from assay.privacy.errors import BadInput
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
 
-__all__ = ["AUDIT_FILE", "LEDGER_FILE", "STATUS_FILE", "read_status", "records_for", "run_daemon"]
+__all__ = [
+    "AUDIT_FILE",
+    "LEDGER_FILE",
+    "STATUS_FILE",
+    "daemon_books",
+    "read_status",
+    "records_for",
+    "run_daemon",
+]
 
 LEDGER_FILE = "ledger.sqlite"
 AUDIT_FILE = "audit.log"
@@ -68,7 +76,7 @@ def run_daemon(directory: Path, stop: threading.Event, log: Callable[[str], None
     from assay.client.holder import Holder
 
     status = _Status(directory / STATUS_FILE, log)
-    with _books(directory, keys.identity) as (ledger, audit):
+    with daemon_books(directory, keys.identity) as (ledger, audit):
         holder = Holder(
             name=config.name,
             identity=keys.identity,
@@ -102,7 +110,7 @@ def run_daemon(directory: Path, stop: threading.Event, log: Callable[[str], None
 
 
 @contextlib.contextmanager
-def _books(directory: Path, identity: Identity) -> Iterator[tuple[Ledger, AuditLog]]:
+def daemon_books(directory: Path, identity: Identity) -> Iterator[tuple[Ledger, AuditLog]]:
     """Open the ledger and the audit log for as long as the daemon runs, and log that it does.
 
     Raises:
@@ -113,6 +121,7 @@ def _books(directory: Path, identity: Identity) -> Iterator[tuple[Ledger, AuditL
         AuditLog.open(directory / AUDIT_FILE, identity) as audit,
         Ledger.open(directory / LEDGER_FILE, identity, log_head=audit.head) as ledger,
     ):
+        audit.follow(ledger)  # nothing is added to books that are not of one age
         audit.append("start", version=version("assay"))
         audit.append("policy", sha256=policy)
         try:

@@ -57,6 +57,14 @@ def default_rounds(*, epsilon: float, persons: float, holders: int) -> int:
 
     More rounds converge further but share the budget: little signal (``epsilon * persons`` small, the
     noise of several holders counted against it) is best spent on few.
+
+    Args:
+        epsilon: the study's, for one person.
+        persons: estimate over all holders, at least 1.
+        holders: how many of them add a full noise; 1 where they share one.
+
+    Returns:
+        15, 30 or 60.
     """
     signal = epsilon * persons / math.sqrt(holders)
     if signal < 5_000:

@@ -32,6 +32,7 @@ from assay.privacy.names import check_holder_name, exact_keys, federation_id
 
 __all__ = ["Audit", "Witness", "audit"]
 
+_WITNESS_FORMAT = "assay-witness-1"
 _MAX_WITNESS_BYTES = 16 << 10
 _UNFINISHED_LINE = "the log ends in an incomplete line: an entry that was being written"
 
@@ -83,11 +84,13 @@ class Witness:
                 document = json.loads(file.read(_MAX_WITNESS_BYTES))
         except (OSError, RecursionError, ValueError):
             raise BadInput("witness", value=str(path), allowed="a readable JSON file") from None
-        keys = ("holder", "federation", "coordinator_public", "heads", "signature")
+        keys = ("format", "holder", "federation", "coordinator_public", "heads", "signature")
         texts = exact_keys(document, keys, where=str(path))
         for key, value in texts.items():
             if not isinstance(value, str):
                 raise BadInput(key, value=value, where=path, allowed="text")
+        if texts["format"] != _WITNESS_FORMAT:
+            raise BadInput("format", value=texts["format"], where=path, allowed=_WITNESS_FORMAT)
         if not re.fullmatch("[0-9a-f]{64}", texts["coordinator_public"]):
             raise BadInput("coordinator_public", where=path, allowed="64 lower-case hexadecimal digits")
         return cls(

@@ -18,80 +18,23 @@ coordinator keeps, show it (``audit``). ``docs/audit-log.md`` describes the form
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import re
 import threading
 import time as system_time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from assay.privacy.auditentry import FIELDS, Entry, decode, encode, is_whole
 from assay.privacy.errors import BadInput, Refused, Tampered, Unavailable
 from assay.privacy.files import require_private
-from assay.privacy.keys import Identity, canonical_json, verify
+from assay.privacy.keys import Identity
 from assay.privacy.ledger import RESTORED, Landmark, Ledger
 from assay.privacy.ledger_store import create_private
 from assay.privacy.merkle import MerkleTree
 
 __all__ = ["FIELDS", "AuditLog", "Entry"]
 
-_ROW = frozenset({"ledger_seq", "payload_sha256", "round", "run"})
-FIELDS: dict[str, frozenset[str]] = {
-    "start": frozenset({"version"}),
-    "stop": frozenset(),
-    "policy": frozenset({"sha256"}),
-    "accepted": frozenset({"run", "study"}),
-    "declined": frozenset({"code", "run"}),
-    "session": frozenset({"holders", "run", "session"}),
-    "release": _ROW,
-    "open": _ROW,
-    "closed": frozenset({"ledger_seq", "outcome", "run"}),
-    "countersigned": frozenset({"heads", "signature"}),
-    "refused": frozenset({"code", "question", "run"}),
-}
-"""What a leaf of each kind holds: text of at most 512 printable ASCII characters, or whole numbers."""
-
 _MAX_LINE_BYTES = 8192
-_TEXT = re.compile(r"[ -~]{0,512}")
-_CONTEXT = "audit-checkpoint"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One leaf.
-
-    Attributes:
-        index: its place, from 1.
-        time: seconds since 1970, as the holder's clock had it; never earlier than the entry before.
-        kind: a key of :data:`FIELDS`.
-        data: its fields.
-
-    Raises:
-        BadInput: a field is not as described.
-    """
-
-    index: int
-    time: float
-    kind: str
-    data: dict[str, str | int]
-
-    def __post_init__(self) -> None:
-        if set(self.data) != FIELDS.get(self.kind):
-            allowed = ", ".join(f"{kind}({', '.join(sorted(names))})" for kind, names in FIELDS.items())
-            raise BadInput("audit entry", value=self.kind, allowed=allowed)
-        for name, value in self.data.items():
-            text = isinstance(value, str) and _TEXT.fullmatch(value) is not None
-            number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
-            if not (text or number):
-                allowed = "at most 512 printable ASCII characters, or a whole number below 2^53"
-                raise BadInput(f"audit entry {self.kind}.{name}", allowed=allowed)
-
-    @property
-    def leaf(self) -> dict[str, Any]:
-        """What is hashed, as canonical JSON."""
-        return {"data": self.data, "index": self.index, "kind": self.kind, "time": self.time}
 
 
 class AuditLog:
@@ -246,14 +189,12 @@ class AuditLog:
         with self._mutex:
             when = max(float(self._clock()), self._time)
             entry = Entry(index=self.size + 1, time=when, kind=kind, data=data)
-            row = _landmark(entry)
+            row = entry.landmark
             if row is not None and row.seq <= self._last_row:
                 raise BadInput("ledger_seq", value=row.seq, allowed=f"a row behind row {self._last_row}")
             grown = self._tree.copy()
-            grown.append(canonical_json(entry.leaf))
-            signature = self._identity.sign(_CONTEXT, _checkpoint(grown))
-            line = {"leaf": entry.leaf, "root": grown.root, "signature": signature.hex()}
-            self._write(canonical_json(line) + b"\n")
+            grown.append(entry.leaf)
+            self._write(encode(entry, grown, self._identity))
             self._take(entry, row, grown)
 
     def follow(self, ledger: Ledger) -> None:
@@ -296,7 +237,7 @@ class AuditLog:
     def _write(self, line: bytes) -> None:
         """Put ``line`` on disk whole, or leave the file as it was."""
         if self._broken:
-            raise Unavailable(f"{self._name}: the audit log is closed after an error; nothing is done")
+            raise Unavailable(f"{self._name}: the audit log is closed; nothing is done")
         if self._file is None:
             return
         try:
@@ -336,15 +277,9 @@ class AuditLog:
 
     def _load_line(self, line: bytes) -> None:
         what = f"{self._name}: entry {self.size + 1}"
-        entry, root, signature = _parse(line, what)
-        if entry.index != self.size + 1:
-            raise Tampered(f"{what} is missing; entry {entry.index} stands in its place")
         tree = self._tree  # grows in place: a log that does not verify is not used
-        tree.append(canonical_json(entry.leaf))
-        if tree.root != root:
-            raise Tampered(f"{what}: the root it names is not that of the entries up to it")
-        verify(self._identity.public, _CONTEXT, _checkpoint(tree), signature, what=what)
-        row = _landmark(entry)
+        entry = decode(line, tree, self._identity.public, what=what)
+        row = entry.landmark
         if row is not None and row.seq <= self._last_row:
             raise Tampered(f"{what} names ledger row {row.seq} behind row {self._last_row}")
         self._length += len(line)
@@ -352,13 +287,13 @@ class AuditLog:
 
     def _load_end(self, end: bytes, *, repair: bool) -> None:
         """Look at bytes behind the last line end: the start of a line, which a crash cut off, or damage."""
-        if _is_json(end):  # only its line end is missing
+        if is_whole(end):  # only its line end is missing
             self._load_line(end + b"\n")
             if repair:
                 self._length -= 1
                 self._write(b"\n")
             return
-        if _is_json(end[:-1]) or len(end) == _MAX_LINE_BYTES:
+        if is_whole(end[:-1]) or len(end) == _MAX_LINE_BYTES:
             raise Tampered(f"{self._name}: entry {self.size + 1} does not end where a line does")
         self.unfinished = True
         if repair and self._file is not None:
@@ -382,46 +317,3 @@ def _open(path: Path, *, read_only: bool) -> int:
         os.close(descriptor)
         raise Unavailable(f"{path} is held by another process; stop the other daemon first") from None
     return descriptor
-
-
-def _checkpoint(tree: MerkleTree) -> bytes:
-    """Return the bytes a line's signature covers."""
-    return canonical_json({"root": tree.root, "size": tree.size})
-
-
-def _parse(line: bytes, what: str) -> tuple[Entry, str, bytes]:
-    """Return entry, root and signature of a line; no other line spells the same three."""
-    try:
-        record = json.loads(line)
-        leaf, root = record["leaf"], record["root"]
-        entry = Entry(**leaf)
-        signature = bytes.fromhex(record["signature"])
-        spelled = {"leaf": entry.leaf, "root": root, "signature": signature.hex()}
-        if isinstance(entry.time, float) and canonical_json(spelled) + b"\n" == line:
-            return entry, root, signature
-    except (AttributeError, BadInput, KeyError, RecursionError, TypeError, ValueError):
-        pass  # the same words, whatever is wrong
-    raise Tampered(f"{what} is not a line of an audit log")
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (RecursionError, ValueError):
-        return False
-    return True
-
-
-def _landmark(entry: Entry) -> Landmark | None:
-    """Return the ledger row that an entry stands for, if it stands for one."""
-    data: dict[str, Any] = entry.data
-    if "ledger_seq" not in data:
-        return None
-    return Landmark(
-        seq=data["ledger_seq"],
-        kind="close" if entry.kind == "closed" else entry.kind,
-        run=data["run"],
-        round=data.get("round"),
-        payload_sha256=data.get("payload_sha256"),
-        outcome=data.get("outcome"),
-    )

@@ -30,7 +30,6 @@ __all__ = [
     "Advert",
     "Cohort",
     "Terms",
-    "check_advert",
     "threshold",
 ]
 
@@ -145,8 +144,11 @@ class Advert:
         """Check and decode what :meth:`seal` made.
 
         Raises:
-            Refused: naming the holder: wrong length, signature, or a key that is none (``"aggregation"``).
+            Refused: naming the holder: unknown, wrong length or signature, or a key that is none
+                (``"aggregation"``).
         """
+        if name not in terms.keys:
+            raise refuse(f"{name!r} is no holder of this run")
         if len(data) != ADVERT_BYTES:
             raise refuse(f"{name}: its keys have {len(data)} bytes; allowed: {ADVERT_BYTES}")
         body, signature = data[:-_SIGNATURE], data[-_SIGNATURE:]
@@ -165,21 +167,9 @@ def _require_signature(terms: Terms, name: str, context: str, body: bytes, signa
         raise refuse(f"{name}: its {context} signature does not verify") from None
 
 
-@lru_cache(maxsize=1 << 12)  # a holder joins anew at every question; in a simulation all check the same proofs
+@lru_cache(maxsize=1 << 12)  # holders join anew at every question; simulated ones check the same proofs
 def _verified(key: bytes, context: str, body: bytes, signature: bytes) -> None:
     verify(key, context, body, signature, what=context)
-
-
-def check_advert(terms: Terms, name: str, data: bytes) -> None:
-    """Check what one holder advertised, by itself: before it meets the others in a :class:`Cohort`.
-
-    Raises:
-        Refused: naming the holder: unknown, wrong length or signature, or a key that is none
-            (``"aggregation"``).
-    """
-    if name not in terms.keys:
-        raise refuse(f"{name!r} is no holder of this run")
-    Advert.open(data, terms=terms, name=name)
 
 
 class Cohort:
@@ -201,9 +191,6 @@ class Cohort:
             Refused: fewer than three holders, an unknown one, or an advert that is not exactly what its
                 holder must send (``"aggregation"``); the message names the holder.
         """
-        unknown = sorted(adverts.keys() - terms.keys.keys())
-        if unknown:
-            raise refuse(f"{unknown[0]!r} is no holder of this run")
         if len(adverts) < MIN_HOLDERS:
             raise refuse(f"{len(adverts)} holders sent keys; secure aggregation needs {MIN_HOLDERS}")
         self.terms = terms
@@ -251,7 +238,7 @@ class Cohort:
         Args:
             round: of the run; one that this session serves.
             rounds: of the run, 0 with round 0.
-            question: the bytes of theta, or ``b""`` for counts.
+            question: what identifies the question; Assay takes SHA-256 over the bytes of theta.
             active: names of the holders that are asked, in any order.
 
         Returns:

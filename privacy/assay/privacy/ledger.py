@@ -24,16 +24,25 @@ from __future__ import annotations
 
 import math
 import time as system_time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Row
 from typing import Any, NamedTuple
 
-from assay.privacy.accounting import Event, epsilon_of, epsilon_of_mu, mu2_of, mu_of
+from assay.privacy.accounting import Event, epsilon_of
 from assay.privacy.errors import BadInput, Refused
 from assay.privacy.keys import Identity
+from assay.privacy.ledger_account import (
+    Limits,
+    RunAccount,
+    committed,
+    left_of,
+    priced,
+    replay,
+    require_open,
+    require_room,
+)
 from assay.privacy.ledger_store import COLUMNS, LedgerStore
 
 __all__ = ["RESTORED", "YEAR_S", "Landmark", "Ledger", "LedgerSummary", "Limits"]
@@ -44,32 +53,6 @@ RESTORED = (
     "none, set up a new holder directory and have it admitted in this one's place"
 )
 """What is wrong, and the remedy, where somebody has seen a later history than the one at hand."""
-
-# Caps are met by plans that use them up exactly; float64 rounding must not turn one away.
-_TOLERANCE = 1 + 1e-9
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The caps a holder sets in ``client.toml`` under ``[policy]``.
-
-    Attributes:
-        epsilon_per_study: for one person over all runs of one study, for ever; above 0, at most 1000.
-        epsilon_per_year: for one person over all studies within any 365 days; above 0, at most 1000.
-        delta: the delta both are stated at; above 0, below 1.
-    """
-
-    epsilon_per_study: float
-    epsilon_per_year: float
-    delta: float
-
-    def __post_init__(self) -> None:
-        for setting in ("epsilon_per_study", "epsilon_per_year"):
-            value = getattr(self, setting)
-            if not 0 < value <= 1000:
-                raise BadInput(setting, value=value, allowed="a number above 0, at most 1000")
-        if not 0 < self.delta < 1:
-            raise BadInput("delta", value=self.delta, allowed="a number above 0 and below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,42 +97,6 @@ class Landmark(NamedTuple):
     outcome: str | None
 
 
-@dataclass(kw_only=True)
-class _Run:
-    """What the rows of one run amount to."""
-
-    study: str
-    planned: list[Event] = field(default_factory=list)
-    charged: list[tuple[float, Event]] = field(default_factory=list)
-    closed: bool = False
-
-    def events(self, since: float) -> list[Event]:
-        """Return what the run costs or may still cost: its plan while open, its charges once closed."""
-        if not self.closed:
-            return self.planned
-        return [event for when, event in self.charged if when > since]
-
-    def has_room_for(self, event: Event) -> bool:
-        """Say whether what is charged and ``event`` fit in what was reserved."""
-        wanted = [*(charged for _, charged in self.charged), event]
-        if event.sample_rate == 1:
-            return mu2_of(_full(wanted)) <= mu2_of(_full(self.planned)) * _TOLERANCE
-        planned, asked = _sampled_steps(self.planned), _sampled_steps(wanted)
-        return all(steps <= planned[kind] for kind, steps in asked.items())
-
-
-def _full(events: Sequence[Event]) -> list[Event]:
-    return [event for event in events if event.sample_rate == 1]
-
-
-def _sampled_steps(events: Sequence[Event]) -> Counter[tuple[float, float]]:
-    steps: Counter[tuple[float, float]] = Counter()
-    for event in events:
-        if event.sample_rate < 1:
-            steps[event.noise_multiplier, event.sample_rate] += event.steps
-    return steps
-
-
 class Ledger:
     """One holder's ledger, open. Safe to use from several threads of one process.
 
@@ -162,7 +109,7 @@ class Ledger:
     ) -> None:
         self._store, self._clock, self._log_head = store, clock, log_head
         # What the rows up to row ``_seen`` amount to: a charge replays the rows behind it, not all of them.
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, RunAccount] = {}
         self._seen = (0, "")
 
     @classmethod
@@ -232,11 +179,11 @@ class Ledger:
                     raise Refused(f"run {run} is reserved with another study or plan", code="changed")
                 return
             own = [state for state in runs.values() if state.study == study]
-            _require_room("study", _committed(own), planned, limits.epsilon_per_study, limits.delta)
-            recent = _committed(runs.values(), since=self._now() - YEAR_S)
-            _require_room("year", recent, planned, limits.epsilon_per_year, limits.delta)
+            require_room("study", committed(own), planned, limits.epsilon_per_study, limits.delta)
+            recent = committed(runs.values(), since=self._now() - YEAR_S)
+            require_room("year", recent, planned, limits.epsilon_per_year, limits.delta)
             for event in planned:
-                self._append(kind="reserve", study=study, run=run, **_priced(event))
+                self._append(kind="reserve", study=study, run=run, **priced(event))
 
     def charge(
         self,
@@ -275,7 +222,7 @@ class Ledger:
             raise BadInput("noise_share", value=noise_share, allowed="a number above 0, at most 1")
         if isinstance(round, bool) or not isinstance(round, int) or round < 0:
             raise BadInput("round", value=round, allowed="a whole number of at least 0")
-        cost = {"mechanism": mechanism, "sensitivity": float(sensitivity), **_priced(event)}
+        cost = {"mechanism": mechanism, "sensitivity": float(sensitivity), **priced(event)}
         cost |= {"noise_share": float(noise_share), "question": question}
         with self._store.transaction():
             state = self._run(run)
@@ -285,7 +232,7 @@ class Ledger:
                 released = self._store.row(run, round, "release")
                 if released is not None:
                     return bytes(released["payload"])
-            _require_open(run, state)
+            require_open(run, state)
             if charged is None:
                 if not state.has_room_for(event):
                     raise Refused(f"run {run} has used up what it reserved", code="budget")
@@ -308,7 +255,7 @@ class Ledger:
             state = self._run(run)
             if self._store.row(run, round, "charge") is None:
                 raise Refused(f"round {round} of run {run} was not charged", code="unknown")
-            _require_open(run, state)
+            require_open(run, state)
             self._append(kind="release", study=state.study, run=run, round=round, payload=payload)
         return payload
 
@@ -339,7 +286,7 @@ class Ledger:
                 return
             if self._store.row(run, round, "release") is None:
                 raise Refused(f"round {round} of run {run} was not released", code="unknown")
-            _require_open(run, state)
+            require_open(run, state)
             self._append(kind="open", study=state.study, run=run, round=round, payload=payload)
 
     def close_run(self, *, run: str, outcome: str) -> None:
@@ -378,19 +325,19 @@ class Ledger:
         """
         with self._store.transaction(write=False):
             runs, since = list(self._states().values()), self._now() - YEAR_S
-            recent = _committed(runs, since=since)
-            own = _committed(state for state in runs if state.study == study)
-        left = _left(recent, limits.epsilon_per_year, limits.delta)
+            recent = committed(runs, since=since)
+            own = committed(state for state in runs if state.study == study)
+        left = left_of(recent, limits.epsilon_per_year, limits.delta)
         if study is None:
             return left
-        return min(left, _left(own, limits.epsilon_per_study, limits.delta))
+        return min(left, left_of(own, limits.epsilon_per_study, limits.delta))
 
     def summary(self, limits: Limits) -> LedgerSummary:
         """Return every row and what they add up to."""
         with self._store.transaction(write=False):
             rows, since = self._store.rows(), self._now() - YEAR_S
-        runs: dict[str, _Run] = {}
-        _replay(rows, runs)
+        runs: dict[str, RunAccount] = {}
+        replay(rows, runs)
         studies: dict[str, list[Event]] = {}
         recent: list[Event] = []
         for state in runs.values():
@@ -399,7 +346,7 @@ class Ledger:
         return LedgerSummary(
             entries=tuple(_entry(row) for row in rows),
             spent_epsilon=epsilon_of(recent, limits.delta),
-            reserved_epsilon=epsilon_of(_committed(runs.values(), since=since), limits.delta),
+            reserved_epsilon=epsilon_of(committed(runs.values(), since=since), limits.delta),
             limit_epsilon=limits.epsilon_per_year,
             studies={study: epsilon_of(events, limits.delta) for study, events in studies.items()},
             open_runs=tuple(run for run, state in runs.items() if not state.closed),
@@ -454,20 +401,21 @@ class Ledger:
         """
         self._store.verify()
 
-    def _run(self, run: str) -> _Run:
+    def _run(self, run: str) -> RunAccount:
         state = self._states().get(run)
         if state is None:
             raise Refused(f"run {run} is not reserved in this ledger", code="unknown")
         return state
 
-    def _states(self) -> dict[str, _Run]:
+    def _states(self) -> dict[str, RunAccount]:
         """Return what the rows amount to, run by run, in the order the runs were reserved; in a transaction.
 
         Rows that were rolled back are forgotten: their hash stands in no ledger.
         """
         if not self._store.holds(*self._seen):
             self._runs, self._seen = {}, (0, "")
-        _replay(self._store.rows(self._seen[0]), self._runs)
+        seen, self._seen = self._seen[0], (0, "")  # forgotten too if a row cannot be read
+        replay(self._store.rows(seen), self._runs)
         self._seen = self._store.head()
         return self._runs
 
@@ -480,76 +428,12 @@ class Ledger:
         self._store.append(payload=payload, time=self._now(), log_head=log_head, **values)
 
 
-def _replay(rows: Iterable[Row], runs: dict[str, _Run]) -> None:
-    """Add what the rows amount to, run by run, in the order the runs were reserved."""
-    for row in rows:
-        state = runs.setdefault(row["run"], _Run(study=row["study"]))
-        if row["kind"] == "reserve":
-            state.planned.append(_event(row))
-        elif row["kind"] == "charge":
-            state.charged.append((row["time"], _event(row)))
-        elif row["kind"] == "close":
-            state.closed = True
-
-
-def _committed(runs: Iterable[_Run], since: float = -math.inf) -> list[Event]:
-    """Return what the runs cost or may still cost: open ones their whole plan, closed ones their charges."""
-    return [event for state in runs for event in state.events(since)]
-
-
 def _require_same(charged: Row, cost: dict[str, Any]) -> None:
     """Refuse a round that was charged before with anything else than ``cost``."""
     changed = [key for key, value in cost.items() if charged[key] != value]
     if changed:
         what = "for another question" if changed == ["question"] else "with another cost"
         raise Refused(f"round {charged['round']} of run {charged['run']} was charged {what}", code="changed")
-
-
-def _require_open(run: str, state: _Run) -> None:
-    if state.closed:
-        raise Refused(f"run {run} is closed; nothing more is released for it", code="closed")
-
-
-def _require_room(
-    period: str, committed: Sequence[Event], planned: Sequence[Event], cap: float, delta: float
-) -> None:
-    """Refuse a plan that would bring the privacy loss of a ``period`` (study or year) above its cap."""
-    total = epsilon_of([*committed, *planned], delta)
-    if total <= cap * _TOLERANCE:
-        return
-    raise Refused(
-        f"the run (epsilon {epsilon_of(planned, delta):.4g}) would bring this {period}'s privacy loss from "
-        f"epsilon {epsilon_of(committed, delta):.4g} to {total:.4g} at delta {delta:g}; allowed: {cap:g}, "
-        f"which leaves room for a run of epsilon {_floor(_left(committed, cap, delta))}. "
-        f"Lower the study's epsilon, or raise policy.epsilon_per_{period} in client.toml",
-        code="budget",
-    )
-
-
-def _left(committed: Sequence[Event], cap: float, delta: float) -> float:
-    """Return the epsilon of the largest run that still fits: in mu^2, where costs add."""
-    spent = epsilon_of(committed, delta)
-    if spent >= cap:
-        return 0.0
-    used = mu_of(spent, delta) if spent > 0 else 0.0
-    return epsilon_of_mu(math.sqrt(mu_of(cap, delta) ** 2 - used**2), delta)
-
-
-def _floor(epsilon: float) -> str:
-    """Write an epsilon with four decimals, rounded down so that a run of the number shown is accepted."""
-    return f"{math.floor(epsilon * _TOLERANCE * 1e4) / 1e4:g}"
-
-
-def _event(row: Row) -> Event:
-    return Event(noise_multiplier=row["noise_multiplier"], sample_rate=row["sample_rate"], steps=row["steps"])
-
-
-def _priced(event: Event) -> dict[str, Any]:
-    return {
-        "noise_multiplier": float(event.noise_multiplier),
-        "sample_rate": float(event.sample_rate),
-        "steps": event.steps,
-    }
 
 
 def _entry(row: Row) -> dict[str, Any]:

@@ -38,7 +38,6 @@ from assay.privacy.cohort import (
     SESSION_ROUNDS,
     Cohort,
     Terms,
-    check_advert,
     threshold,
 )
 from assay.privacy.errors import BadInput, Refused
@@ -58,7 +57,6 @@ __all__ = [
     "Member",
     "Tally",
     "Terms",
-    "check_advert",
     "threshold",
 ]
 

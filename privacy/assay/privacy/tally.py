@@ -26,7 +26,12 @@ _MAGIC = b"ASSAY-TALLY1"
 
 
 class Tally:
-    """One session as the coordinator sees it: adverts, encrypted shares, and the opening of each round."""
+    """One session as the coordinator sees it: adverts, encrypted shares, and the opening of each round.
+
+    Attributes:
+        cohort: the verified adverts. Its ``require_sent`` and ``require_consent`` check a holder's signature
+            before it is handed on: a wrong one makes all the others refuse.
+    """
 
     def __init__(self, terms: Terms, adverts: Mapping[str, bytes]) -> None:
         """Verify all adverts.
@@ -75,33 +80,6 @@ class Tally:
             raise refuse(f"{name}: its shares have {len(blob)} bytes; allowed: {wanted}")
         if self._shares.setdefault(name, bytes(blob)) != blob:
             raise refuse(f"{name}: it has sent other shares before")
-
-    def require_sent(self, name: str, *, round: int, context: bytes, signature: bytes) -> None:  # noqa: A002
-        """Check a holder's signature that it sent its masked values; a wrong one makes all others refuse.
-
-        Raises:
-            Refused: naming the holder (``"aggregation"``).
-        """
-        self.cohort.require_sent(name, round=round, context=context, signature=signature)
-
-    def require_consent(
-        self,
-        name: str,
-        *,
-        round: int,  # noqa: A002
-        context: bytes,
-        survivors: Sequence[str],
-        signature: bytes,
-    ) -> None:
-        """Check a holder's consent to opening for ``survivors``; a wrong one makes all others refuse.
-
-        Raises:
-            Refused: naming the holder (``"aggregation"``).
-        """
-        ordered = self.cohort.roll(survivors, "survivors")
-        self.cohort.require_consent(
-            name, round=round, context=context, survivors=ordered, signature=signature
-        )
 
     def ciphertexts_for(self, name: str, round: int, active: Sequence[str]) -> bytes:  # noqa: A002
         """Return what the other ``active`` holders encrypted for one holder and one round.

@@ -61,7 +61,7 @@ class _Round:
         context = tally.context(
             round=question.round,
             rounds=question.rounds,
-            question=digest.digest() if question.round else b"",
+            question=digest.digest(),
             active=active,
         )
         return cls(

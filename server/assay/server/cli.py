@@ -200,7 +200,9 @@ def follow(
             time.sleep(1.0)
             continue
         for event in answer["events"]:
-            seen, last = event["seq"], event
+            seen = event["seq"]
+            if event["kind"] not in ("dropped", "ledger"):  # those are about one holder, not about the run
+                last = event
             on_event(event)
         if answer["state"] not in ("queued", "running"):
             return _ended(directory, run, answer, last)

@@ -66,9 +66,9 @@ class Database:
                 older = found[0] == application_id and found[1] < version
                 raise BadInput(
                     "database",
-                    value=f"{self._path}, version {found[1]}" if older else str(self._path),
+                    value=str(self._path),
                     allowed=f"version {version} of Assay's own",
-                    remedy="Use the older Assay that wrote it, or start over in a new directory"
+                    remedy=f"It is of version {found[1]}: use the Assay that wrote it, or a new directory"
                     if older
                     else "Use the version of Assay that wrote it, or restore it from a backup",
                 )
