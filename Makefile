@@ -6,7 +6,7 @@ BIN := .venv/bin
 # One thread for numerics: the demo and the tests run several processes side by side.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench mutants clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -22,6 +22,9 @@ check: .venv/.ready ## the gate and the fast tests: format, lint, layers, types,
 
 bench: .venv/.ready ## training speed against Opacus as in its tutorial and plain PyTorch
 	$(BIN)/python benchmarks/training.py
+
+mutants: .venv/.ready ## plant bugs, one at a time, in a copy: a test must notice each
+	$(BIN)/python .ci/mutants.py
 
 clean: ## remove the environment and build outputs
 	rm -rf .venv build dist

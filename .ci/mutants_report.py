@@ -22,7 +22,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write what was kept, and the modules that were not loaded from the tree under test."""
     root = Path(os.environ["MUTANTS_ROOT"])
     files = [
-        (name, Path(module.__file__).resolve())
+        (name, Path(module.__file__ or "").resolve())
         for name, module in sorted(sys.modules.items())
         if name.partition(".")[0] == "assay" and getattr(module, "__file__", None)
     ]

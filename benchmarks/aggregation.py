@@ -9,9 +9,9 @@ assay    `secagg.Member` and `secagg.Tally`, the code that live holders and the 
          keys and shares for 32 rounds; the first round of a run pays for all of them
 flower   SecAgg+ of Flower 1.41: the functions of its client mod, and its server workflow's unmasking step on
          the same primitives (`flwr.common.secure_aggregation`); every holder is everybody's neighbour, as in
-         Assay, and every round exchanges keys and shares anew. It is the peer for speed, not for safety: its
-         masks come from 32 bits of seed, its keys are not signed, and a coordinator can ask for both of a
-         holder's secrets, so that it learns what the holder sent
+         Assay, and every round exchanges keys and shares anew. It is the peer for speed and not for safety,
+         because it is broken: its masks come from 32 bits of seed, its keys are not signed, and a coordinator
+         that calls a holder present and gone in one question is given both of its secrets
 
 Both must give the sum of what went in, Flower up to its quantisation; otherwise the script fails.
 """

@@ -311,7 +311,7 @@ class Task:
 
     Attributes:
         holders: how many.
-        features: of the study; a round's answer has 13 values for each.
+        features: of the study; a round has 9 values for each.
         rounds: of Assay.
     """
 
@@ -576,7 +576,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--holders", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=100, help="of Assay; Flower does a tenth")
-    parser.add_argument("--features", type=int, default=1, help="each gives 13 values a round")
+    parser.add_argument("--features", type=int, default=1, help="each gives 9 values a round")
     parser.add_argument("--trust", action="append", choices=("distributed", "local"))
     parser.add_argument("--no-flower", action="store_true", help="measure Assay alone")
     parser.add_argument("--json", action="store_true")

@@ -409,6 +409,14 @@ class TestOneQuestionPerRound:
         assert (len(trained), home.rows(), file.read_bytes()) == (computed, rows, kept)
         assert bare(home.holder.answer(four.mask("north", number))) == bare(first)
 
+    def test_as_many_other_holders_are_another_question(self, make):
+        federation = make(SEVEN[:5]).begin()
+        home, others = federation.homes["north"], (*NAMES, SEVEN[4])
+        home.holder.answer(federation.mask("north", active=FOUR))
+        assert refusal(home, federation.mask("north", active=others)) == "changed"
+        home.restart()
+        assert refusal(home, federation.mask("north", active=others)) == "changed"
+
     def test_another_question_is_refused_when_the_first_was_only_charged(self, four, monkeypatch):
         home = four.homes["north"]
         with monkeypatch.context() as killed:
@@ -447,8 +455,7 @@ class TestOneQuestionPerRound:
 
     def test_fewer_active_holders_than_the_threshold_are_refused(self, make, trained):
         """Five holders: four must open, so a round for three could never be opened by honest ones."""
-        five = (*FOUR, "zoe")
-        federation = make(five).begin()
+        federation = make(SEVEN[:5]).begin()
         assert refusal(federation.homes["north"], federation.mask("north", active=NAMES)) == "holders"
         assert trained == []
         federation.masked(0, names=FOUR, active=FOUR)

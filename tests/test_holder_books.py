@@ -92,15 +92,23 @@ class TestOlderCopies:
         finally:
             clone.stop()
 
-    def test_a_log_that_goes_another_way_is_refused(self, three, trained):
-        """The ledger alone would be in order: the coordinator saw more of the log than there is."""
+    @pytest.mark.parametrize(
+        "other",
+        [
+            lambda seen: {"log_size": seen.log_size + 1},
+            lambda seen: {"log_root": "0" * 64},
+            lambda seen: {"ledger_seq": seen.ledger_seq + 1},
+            lambda seen: {"ledger_hash": "0" * 64},
+        ],
+        ids=["log size", "log root", "ledger row", "ledger hash"],
+    )
+    def test_both_ledger_and_log_must_contain_what_was_seen(self, three, trained, other):
         home = three.homes["north"]
         seen = Heads.parse(three.heads["north"])
-        ahead = replace(seen, log_size=seen.log_size + 1)
-        assert refusal(home, replace(three.mask("north"), heads=ahead.text)) == "ledger"
-        other = replace(seen, log_root="0" * 64)
-        assert refusal(home, replace(three.mask("north"), heads=other.text)) == "ledger"
+        question = replace(three.mask("north"), heads=replace(seen, **other(seen)).text)
+        assert refusal(home, question) == "ledger"
         assert trained == []
+        assert home.rows("charge") == []
 
     @pytest.mark.parametrize("older", ["audit.log", "ledger.sqlite"])
     def test_ledger_and_log_of_different_age_stop_the_start(self, three, older):

@@ -443,6 +443,7 @@ def test_the_file_is_private_and_durable(path):
         play(ledger, "a")
         database = ledger._store._db
         assert database.execute("PRAGMA synchronous").fetchone()[0] == 2
+        assert database.execute("PRAGMA secure_delete").fetchone()[0] == 1
         assert database.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         for file in path.parent.iterdir():
             assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
@@ -687,28 +688,50 @@ def test_todays_release_key_cannot_rewrite_a_past_row(path):
 
 
 def test_no_file_holds_a_release_key_that_signed(path):
-    """Nor the write-ahead log: each key is gone when the call that used it returns."""
+    """Nor the write-ahead log: the keys of a release and of all rows before it are gone when it returns."""
     keys = []
+
+    def note():
+        keys.append(ledger._store._db.execute("SELECT private FROM release_key").fetchone()["private"])
 
     def search():
         files = b"".join(file.read_bytes() for file in path.parent.iterdir())
-        keys.append(ledger._store._db.execute("SELECT private FROM release_key").fetchone()["private"])
         assert keys[-1] in files
-        assert not [number for number, key in enumerate(keys[:-1]) if key != keys[-1] and key in files]
+        assert not [number for number, key in enumerate(keys[:-1]) if key in files]
 
     with Ledger.open(path, IDENTITY, Clock()) as ledger:
         ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
-        search()
+        note()
         for number in range(12):
             charge(ledger, number=number, event=COST.gradient(40))
-            search()
+            note()
             ledger.release(run="a", round=number, payload=bytes(5000))
+            note()
             search()
             ledger.open_round(run="a", round=number, survivors="x,y,z")
-            search()
-    assert len(set(keys)) == 37
-    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+            note()
+        ledger.close_run(run="a", outcome="done")
+        note()
         search()
+    assert len(set(keys)) == 38
+
+
+def test_a_crash_leaves_no_release_key_behind_the_next_start(path, tmp_path):
+    """The files as they are in the middle of a run: the write-ahead log still holds keys."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+        old = ledger._store._db.execute("SELECT private FROM release_key").fetchone()["private"]
+        charge(ledger)
+        for suffix in ("", "-wal"):
+            file = copy / (path.name + suffix)
+            file.write_bytes(path.with_name(path.name + suffix).read_bytes())
+            file.chmod(0o600)
+    assert any(old in file.read_bytes() for file in copy.iterdir())
+    with Ledger.open(copy / path.name, IDENTITY, Clock()) as ledger:
+        assert len(ledger.summary(LIMITS).entries) == 3
+        assert not [file for file in copy.iterdir() if old in file.read_bytes()]
 
 
 def test_a_reader_in_the_way_does_not_hold_up_a_charge(path):

@@ -1,6 +1,7 @@
 """The table of planted bugs fits the tree: run for real by ``make mutants``, kept from rotting here."""
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import mutants  # noqa: E402 - it is no package
 TABLE = mutants.read_table()
 
 
+@functools.cache
 def nodes_of(path):
     """Return the node identifiers, without parameters, that a test file holds."""
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))

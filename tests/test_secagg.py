@@ -435,14 +435,19 @@ def test_one_seed_in_two_sessions_gives_no_key_twice(five):
         assert not first & second
 
 
-def test_other_holders_get_other_shares_of_the_same_secret():
-    """Else the shares that two sets of holders have of one polynomial would add up."""
-    agreed = terms(FIVE)
-    whole, fewer = Session(FIVE, agreed), Session(FIVE[:4], agreed)
-    assert whole.adverts[FIVE[0]] == fewer.adverts[FIVE[0]]
-    shares = [{session.joined(name)._own_shares(0)[1] for name in FIVE[:4]} for session in (whole, fewer)]
-    assert len(shares[0]) == len(shares[1]) == 4
-    assert not shares[0] & shares[1]
+def test_no_coefficient_of_a_polynomial_is_used_twice():
+    """Equal ones in two rounds would give the difference of two secrets away; equal ones for two sets of
+    holders would let the shares of both be put together."""
+    agreed, dealer = terms(NAMES[:6]), NAMES[2]
+    coefficients = []
+    for names in (FIVE, NAMES[1:6]):
+        session = Session(names, agreed)
+        for number in range(SESSION_ROUNDS):
+            secrets = session.members[dealer]._secrets
+            for polynomial in secrets.polynomials(session.tally.cohort, number):
+                assert len(polynomial) == session.tally.threshold == 4
+                coefficients += polynomial[1:]
+    assert len(set(coefficients)) == len(coefficients) == 2 * SESSION_ROUNDS * 2 * 3
 
 
 def test_another_set_of_adverts_is_refused_after_joining(five):

@@ -146,8 +146,13 @@ def require_circle(
     require_count(study, policy, len(keys))
     if len(set(keys.values())) < len(keys):
         raise Refused("one key stands under several names; every holder counts once", code="holders")
-    for peer in sorted(set(keys) - {name}) if policy.peers else ():
-        pinned = policy.peers.get(peer)
+    if policy.peers:
+        _require_pinned(policy.peers, {peer: key for peer, key in keys.items() if peer != name})
+
+
+def _require_pinned(pins: Mapping[str, str], keys: Mapping[str, bytes]) -> None:
+    for peer in sorted(keys):
+        pinned = pins.get(peer)
         if pinned is None or not same_fingerprint(pinned, fingerprint(keys[peer])):
             raise Refused(
                 f"holder {peer!r} with fingerprint {fingerprint(keys[peer])} is not in policy.peers. Compare"

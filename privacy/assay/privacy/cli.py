@@ -86,7 +86,7 @@ def audit(
     holder's daemon runs.
 
     Example: assay privacy audit north-bank --witness north-bank.witness.json
-    """  # fmt: skip
+    """
     from assay.privacy.audit import Witness
     from assay.privacy.audit import audit as check
 

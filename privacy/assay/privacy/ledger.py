@@ -257,6 +257,7 @@ class Ledger:
                 raise Refused(f"round {round} of run {run} was not charged", code="unknown")
             require_open(run, state)
             self._append(kind="release", study=state.study, run=run, round=round, payload=payload)
+        self._store.fold()
         return payload
 
     def open_round(self, *, run: str, round: int, survivors: str) -> None:  # noqa: A002
@@ -299,6 +300,7 @@ class Ledger:
             state = self._run(run)
             if not state.closed:
                 self._append(kind="close", study=state.study, run=run, outcome=outcome)
+        self._store.fold()
 
     def charged(self, run: str) -> tuple[Event, ...]:
         """Return what has been charged for a run so far, oldest first; an accountant starts from it.

@@ -13,9 +13,9 @@ not shortened    a head signed by the identity (context "ledger-head") names the
 
 The release key ratchets forward: the key of the next row is drawn when a row is written, and takes the place
 of the key that signed it in the same transaction. The write-ahead log, which holds the page as it was, is
-emptied right behind each commit. So neither the identity key nor today's files are enough to write another
-row in a past row's place, and two different rows signed by one release key prove that a ledger was continued
-twice, from a copy.
+emptied behind every release and close (:meth:`LedgerStore.fold`). So neither the identity key nor today's
+files are enough to write another row in the place of the last release or of any row before it, and two
+different rows signed by one release key prove that a ledger was continued twice, from a copy.
 """
 
 from __future__ import annotations
@@ -116,44 +116,43 @@ class LedgerStore:
             raise
         store = cls(database, name, identity, held)
         if held is not None:
-            store._fold()  # what a crash left
+            store.fold()  # what a crash left
         return store
 
     def close(self) -> None:
         """Close the file and let go of the lock."""
         with self._mutex:
             if self._held is not None:
-                self._fold()
+                self.fold()
             self._db.close()
             if self._held is not None:
                 os.close(self._held)
                 self._held = None
 
-    def _fold(self) -> None:
+    def fold(self) -> None:
         """Bring the write-ahead log home: it holds release keys that are replaced by now.
 
-        It also makes a copy of the one file a copy of the ledger. Where a reader is in the way, the log stays
-        for the next time: a charge does not wait for somebody who looks at the list.
+        It also makes a copy of the one file a copy of the ledger. Not behind every row, since it costs three
+        more disk flushes. Where a reader is in the way, the log stays for the next time: a release does not
+        wait for somebody who looks at the list.
         """
-        with contextlib.suppress(sqlite3.Error):
-            self._db.execute("PRAGMA busy_timeout = 0")
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._db.execute(f"PRAGMA busy_timeout = {int(_BUSY_S * 1000)}")
+        with self._mutex:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("PRAGMA busy_timeout = 0")
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._db.execute(f"PRAGMA busy_timeout = {int(_BUSY_S * 1000)}")
 
     @contextlib.contextmanager
     def transaction(self, *, write: bool = True) -> Iterator[None]:
         """Do all of the block durably, or none of it; a reading block sees one moment."""
         with self._mutex, _storage_errors(self._name):
             self._db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-            before = self._db.total_changes
             try:
                 yield
                 self._db.execute("COMMIT")
             finally:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
-            if self._db.total_changes != before:
-                self._fold()
 
     def rows(self, after: int = 0) -> list[sqlite3.Row]:
         """Return the rows behind row ``after``, oldest first, without payloads; inside a transaction."""
