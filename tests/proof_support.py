@@ -202,25 +202,29 @@ class Coordinator:
         self.session(question.session)
         return {name: self.ask(name, question) for name in question.active if name not in missing}
 
+    def consent(self, name, question: MaskRequest, survivors) -> bytes:
+        """Ask one holder to sign the list of survivors."""
+        asked = SurvivorsRequest(**about(question), survivors=list(survivors))
+        return bytes.fromhex(self.ask(name, asked).signature)
+
     def consents(self, question: MaskRequest, survivors) -> dict[str, bytes]:
         """Ask the survivors to sign their list."""
-        asked = SurvivorsRequest(**about(question), survivors=list(survivors))
-        return {name: bytes.fromhex(self.ask(name, asked).signature) for name in survivors}
+        return {name: self.consent(name, question, survivors) for name in survivors}
+
+    def open_one(self, name, question: MaskRequest, survivors, proofs: dict[str, bytes]) -> bytes:
+        """Ask one holder to open the survivors' sum."""
+        others = self.session(question.session).ciphertexts_for(name, question.round, question.active)
+        asked = OpenRequest(
+            **about(question),
+            survivors=list(survivors),
+            signers=sorted(proofs),
+            blob=b"".join(proofs[signer] for signer in sorted(proofs)) + others,
+        )
+        return self.ask(name, asked).shares
 
     def open(self, question: MaskRequest, survivors, proofs: dict[str, bytes]) -> dict[str, bytes]:
         """Ask the survivors to open their sum."""
-        tally = self.session(question.session)
-        opened = {}
-        for name in survivors:
-            others = tally.ciphertexts_for(name, question.round, question.active)
-            asked = OpenRequest(
-                **about(question),
-                survivors=list(survivors),
-                signers=sorted(proofs),
-                blob=b"".join(proofs[signer] for signer in sorted(proofs)) + others,
-            )
-            opened[name] = self.ask(name, asked).shares
-        return opened
+        return {name: self.open_one(name, question, survivors, proofs) for name in survivors}
 
     def unmask(self, question: MaskRequest, masked: dict, opened: dict[str, bytes]):
         """Return the sum, int64."""

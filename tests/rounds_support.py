@@ -193,7 +193,7 @@ class Faulty:
         self.federation, self.roster = self._courier.federation, self._courier.roster
 
     def ask(self, messages, *, timeout):
-        question, answers = next(iter(messages.values())), {}
+        question, answers = next(iter(messages.values()), None), {}
         self._of.crash("before", question)
         for name, message in messages.items():
             self._of.asked.append((name, message))

@@ -4,13 +4,10 @@ Each attack has a control: the same code, on a build that is weakened on purpose
 victim's vector to the last bit. An attack that cannot succeed anywhere would prove nothing.
 """
 
-from dataclasses import replace
-from unittest.mock import Mock
-
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from proof_support import Coordinator
+from proof_support import RUN, Coordinator
 from toy_study import ROUNDS, SUMMED, records
 
 from assay.privacy import masking, shamir
@@ -18,7 +15,7 @@ from assay.privacy.errors import Refused
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
 from assay.privacy.secagg import VALUE_BOUND, Member, Tally, Terms
-from assay.privacy.wire import Keys
+from assay.privacy.wire import KeysRequest, SharesRequest
 
 NAMES = ("east", "north", "south")
 VICTIM = "east"
@@ -287,20 +284,15 @@ class TestLies:
             coordinator.open(question, NAMES, proofs)
 
     @pytest.mark.parametrize("at", [0, 32, 64], ids=["share key", "mask key", "commitment"])
-    def test_keys_that_their_holder_did_not_sign_get_no_shares(self, coordinator, monkeypatch, at):
+    def test_keys_that_their_holder_did_not_sign_get_no_shares(self, coordinator, at):
+        holders = {name: identity.public.hex() for name, identity in coordinator.identities.items()}
+        asked = KeysRequest(run=RUN, session=0, holders=holders)
+        adverts = {name: coordinator.ask(name, asked).advert for name in NAMES}
         mine = X25519PrivateKey.generate().public_key().public_bytes_raw()
-        ask = coordinator.ask
-
-        def in_the_middle(name, question):
-            answer = ask(name, question)
-            if name == "south" and isinstance(answer, Keys):
-                return replace(answer, advert=answer.advert[:at] + mine + answer.advert[at + 32 :])
-            return answer
-
-        monkeypatch.setattr(coordinator, "ask", in_the_middle)
-        monkeypatch.setattr("proof_support.Tally", Mock())  # the real one would refuse them as well
+        adverts["south"] = adverts["south"][:at] + mine + adverts["south"][at + 32 :]
+        everybodys = b"".join(adverts[name] for name in NAMES)
         with self.refused("aggregation"):
-            coordinator.session(0)
+            coordinator.ask("east", SharesRequest(run=RUN, session=0, names=list(NAMES), adverts=everybodys))
 
     @pytest.mark.parametrize("proof", [bytes(64), "of another round", "of consent"])
     def test_nothing_is_opened_without_everybodys_signature_of_this_round(self, coordinator, proof):
@@ -313,3 +305,18 @@ class TestLies:
             proof = coordinator.consents(question, NAMES)["south"]
         with self.refused("aggregation"):
             coordinator.open(question, NAMES, proofs | {"south": proof})
+
+
+def test_a_consent_to_one_list_of_survivors_opens_no_other(tmp_path):
+    """Two of the three signatures that the fourth holder is shown were made for a list without it."""
+    data = {name: records(40, seed) for seed, name in enumerate((*NAMES, "west"))}
+    coordinator = Coordinator(tmp_path, SUMMED, data).accept()
+    question = coordinator.question(0, rounds=4)
+    coordinator.masked(question)
+    others = coordinator.consents(question, NAMES)
+    survivors = ("east", "north", "west")
+    own = coordinator.consent("west", question, survivors)
+    proofs = {"east": others["east"], "north": others["north"], "west": own}
+    with pytest.raises(Refused, match="east") as refusal:
+        coordinator.open_one("west", question, survivors, proofs)
+    assert refusal.value.code == "aggregation"

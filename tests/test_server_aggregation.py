@@ -406,6 +406,29 @@ class TestCrash:
         check_exact(federation, trained, lambda number: THREE)
         check_same_questions(federation)
 
+    @pytest.mark.parametrize(
+        ("missed", "place"),
+        [(KeysRequest, SharesRequest), (SharesRequest, MaskRequest)],
+        ids=["keys", "shares"],
+    )
+    def test_a_holder_that_missed_the_beginning_of_a_session_stays_out_after_the_crash(
+        self, tmp_path, missed, place
+    ):
+        """The others have begun without it, and would refuse to begin again with it."""
+        federation = summed(tmp_path)
+
+        def kill(when, question):
+            if when == "after" and isinstance(question, place):
+                raise Crash
+
+        federation.faults, federation.crash = {"south": lost(missed, reached=False)}, kill
+        with pytest.raises(Crash):
+            federation.train()
+        federation.faults, federation.crash = {}, lambda when, question: None
+        trained = federation.resume()
+        check_exact(federation, trained, lambda number: without(FIVE, "south"))
+        check_same_questions(federation)
+
     @pytest.mark.parametrize("place", [SurvivorsRequest, OpenRequest], ids=["consents", "opening"])
     def test_a_dropped_holder_that_is_back_after_the_crash_stays_out_of_that_sum(self, tmp_path, place):
         """Its sum is not opened beside theirs: the list was written down before anybody signed it."""

@@ -31,7 +31,7 @@ from assay.client.release import Integers
 from assay.models.schema import Study
 from assay.privacy.errors import Refused
 from assay.privacy.keys import Identity, canonical_json
-from assay.privacy.secagg import ADVERT_BYTES, SESSION_ROUNDS, SHARE_BYTES, Member, Terms, threshold
+from assay.privacy.secagg import ADVERT_BYTES, SHARE_BYTES, Member, Terms, threshold
 from assay.privacy.wire import (
     Consent,
     Keys,
@@ -124,17 +124,12 @@ class Aggregation:
                 active holders are not a part of it that is large enough (``"holders"``).
         """
         circle = self._joined(question.run, question.session)
-        if question.session != question.round // SESSION_ROUNDS:
-            raise Refused(
-                f"round {question.round} is of session {question.round // SESSION_ROUNDS}, not of"
-                f" {question.session}",
-                code="aggregation",
-            )
         active = question.active
         if self._name not in active or not set(active) <= set(circle.adverts):
             raise Refused("the active holders are not of this session, with this one", code="holders")
         require_count(study, self._policy, len(active))
         _require_threshold(len(active), circle)
+        # Refuses a round that another session serves.
         return self._member(question.run, question.session, study, circle).context(
             round=question.round, rounds=question.rounds, question=_model(question), active=active
         )

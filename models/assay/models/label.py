@@ -147,7 +147,8 @@ def _trust(holders: int, tolerated: int) -> str:
     return (
         f"each of {holders} holders adds a share of the noise, and secure aggregation shows nobody more than"
         f" their sum. The promise holds against the public, the coordinator and up to {tolerated} of the"
-        " holders, counting together those that are curious, that collude and that are gone"
+        " holders, counting together those that are curious, that collude and that are gone in a round; a"
+        " coordinator that breaks the protocol decides who is gone"
     )
 
 

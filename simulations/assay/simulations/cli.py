@@ -75,7 +75,9 @@ def simulate(
     out: Annotated[Path, typer.Option(help="New directory for bundles and reports.")],
     test: Annotated[Path | None, typer.Option(help="Held-out records (default: a share of --data).")] = None,
     test_fraction: Annotated[float, typer.Option(help="That share.")] = 0.2,
-    holders: Annotated[int, typer.Option(help="Number of holders.")] = 3,
+    holders: Annotated[
+        int, typer.Option(help="Number of holders; at least 3 unless the study's trust is local.")
+    ] = 3,
     partition: Annotated[
         str, typer.Option(help="iid, quantity, label, or a column whose values stay together.")
     ] = "iid",
