@@ -55,6 +55,18 @@ def test_check_says_under_which_trust_what_would_leave(home, tmp_path, trust, ex
     assert words in checked["trust_in_words"]
 
 
+def test_check_warns_of_holders_that_nobody_has_compared(home, tmp_path):
+    study = write_study(tmp_path, "distributed")
+    assert "policy.peers is empty" in assay("client", "check", home, study)
+    assert any(
+        "policy.peers" in warning for warning in assay_json("client", "check", home, study)["warnings"]
+    )
+    assert "policy.peers" not in assay("client", "check", home, write_study(tmp_path, "local"))
+    settings = home / "client.toml"
+    settings.write_text(settings.read_text() + f'\n[policy.peers]\nbank-b = "{"-".join(["0123"] * 8)}"\n')
+    assert "policy.peers" not in assay("client", "check", home, study)
+
+
 def test_check_refuses_a_trust_that_the_policy_does_not_allow(home, tmp_path):
     settings = home / "client.toml"
     settings.write_text(settings.read_text().replace('["distributed", "local"]', '["distributed"]'))

@@ -92,6 +92,12 @@ def test_a_relative_path_is_relative_to_the_directory(home: Path) -> None:
         ("minimum_persons = 1000", "minimum_persons = 1000.5", "minimum_persons", "whole number"),
         ("minimum_holders = 3", "minimum_holders = 2", "minimum_holders", "3 to 1000"),
         ("minimum_holders = 3", "minimum_holder = 3", "minimum_holder", "'minimum_holders'"),
+        (
+            "epsilon_if_aggregation_fails = 25.0",
+            "epsilon_if_aggregation_fails = 0",
+            "epsilon_if_aggregation_fails",
+            "above 0",
+        ),
         ('trust = ["distributed", "local"]', 'trust = "local"', "trust", "a list"),
         ('trust = ["distributed", "local"]', 'trust = ["blind"]', "trust", "distributed, local"),
         ('trust = ["distributed", "local"]', "trust = []", "trust", "at least one"),

@@ -98,6 +98,12 @@ class TestFederate:
         assert alone.trained.holders == ("east",)
         assert alone.spent["east"] == pytest.approx(2.0, rel=1e-6)
 
+    @pytest.mark.parametrize(("trust", "rounds"), [("local", 15), ("distributed", 30)])
+    def test_one_noise_instead_of_three_is_worth_more_rounds(self, trust, rounds):
+        """At 2,100 persons and epsilon 3 the two are far on either side of the limit of 5,000."""
+        text = with_trust(with_epsilon(TEXT.replace("rounds = 4", ""), 3.0), trust)
+        assert federate(text, three()).trained.rounds == rounds
+
     def test_nobody_has_to_trust_the_order_of_holders(self):
         """The sum is over exact integers and the same names, whatever the order of the mapping."""
         held = three()

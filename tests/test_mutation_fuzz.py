@@ -41,7 +41,7 @@ NAMES = ("east", "north", "south", "west")
 GONE = "west"
 ROUNDS = 4
 # How many mutants each test plays.
-RAW, QUESTIONS, ANSWERS, FRESH, OFFERS = 10_000, 8_500, 1_500, 8, 500
+RAW, QUESTIONS, ANSWERS, FRESH, OFFERS = 10_000, 8_500, 1_000, 6, 500
 
 
 @dataclass(kw_only=True)

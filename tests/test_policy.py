@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from assay.client.policy import Policy, admit, require_circle, require_count, require_persons
 from assay.client.records import Records
+from assay.models.label import epsilon_of_share, privacy_target
 from assay.models.study import Study, parse_study
 from assay.privacy.errors import BadInput, Refused
 from assay.privacy.keys import Identity, fingerprint
@@ -131,6 +132,22 @@ def test_the_holders_own_minimum_is_respected() -> None:
     circle(*KEYS, minimum_holders=4)
     with pytest.raises(Refused):
         require_count(study(trust="distributed"), Policy(**{**ALLOWED, "minimum_holders": 5}), 4)
+
+
+def test_invented_holders_cannot_thin_out_this_holders_own_noise() -> None:
+    """Whoever names a hundred holders leaves each a hundredth of the noise: that is bounded."""
+    target = privacy_target(study(trust="distributed"))
+    most = epsilon_of_share(target, len(KEYS) - 2)
+    message = refusal_of_circle(*KEYS, epsilon_if_aggregation_fails=most)
+    assert "policy.epsilon_if_aggregation_fails" in message
+    circle("east", "north", "south", epsilon_if_aggregation_fails=most)
+    circle(*KEYS, epsilon_if_aggregation_fails=None)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), 1001, True, "25"])
+def test_a_bound_on_the_own_share_out_of_range_is_refused(value: object) -> None:
+    with pytest.raises(BadInput, match="epsilon_if_aggregation_fails"):
+        Policy(**{**ALLOWED, "epsilon_if_aggregation_fails": value})  # type: ignore[arg-type]
 
 
 def test_a_circle_without_this_holder_or_with_another_key_for_it_is_refused() -> None:

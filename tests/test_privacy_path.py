@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dp_accounting import GaussianDpEvent, SelfComposedDpEvent
 from dp_accounting.pld import PLDAccountant
-from proof_support import Coordinator, study_text
+from proof_support import RUN, Coordinator, study_text
 from scipy import stats
 from scipy.optimize import brentq
 
@@ -21,6 +21,7 @@ from assay.privacy import mechanism
 from assay.privacy.errors import BadInput
 from assay.privacy.ledger import Ledger, Limits
 from assay.privacy.mechanism import IntegerMechanism
+from assay.privacy.wire import MaskRequest
 
 NAMES = ("east", "north", "south", "west")
 TOLERATED = 1
@@ -160,21 +161,25 @@ class TestSensitivity:
         assert all(moved >= 0.99 * limit for moved, limit in zip(most, allowed, strict=True)), (most, allowed)
 
     def test_rounding_to_the_grid_is_inside_the_sensitivity(self, no_noise):
-        """The worst case: every coordinate is carried over a rounding edge by the person."""
+        """The worst case: in every coordinate the person is just enough to reach the next grid point."""
         size = 4096
-        release = IntegerMechanism(l2_clip_norm=1.0, noise_multiplier=1e6, size=size)
-        step = (math.floor(1 / release.unit / math.sqrt(size)) - 1 + 0.02) * release.unit
+        release = IntegerMechanism(l2_clip_norm=1.00005, noise_multiplier=1e6, size=size)
+        in_units = release.l2_clip_norm / release.unit / math.sqrt(size)
+        person = np.full(size, (math.floor(in_units - 0.02) + 0.02) * release.unit)
         before = np.full(size, 0.49 * release.unit)
-        person = np.full(size, step)
-        assert np.linalg.norm(person) <= 1.0
-        moved = release.noisy(before + person) - release.noisy(before)
-        limit = release.sensitivity_units
-        assert np.linalg.norm(person) / release.unit < np.linalg.norm(moved) <= limit
+        moved = np.linalg.norm(release.noisy(before + person) - release.noisy(before))
+        assert np.linalg.norm(person) <= release.l2_clip_norm
+        assert release.l2_clip_norm / release.unit < moved <= release.sensitivity_units
 
     @pytest.mark.parametrize("cell", [np.inf, -np.inf])
     def test_an_infinite_cell_never_reaches_a_sum(self, cell):
         with pytest.raises(BadInput):
             held([[cell], [0.0], [0.0]], [0.0])
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_a_model_that_is_not_finite_is_no_question(self, bad):
+        with pytest.raises(BadInput, match="theta"):
+            MaskRequest(run=RUN, session=0, round=1, rounds=4, active=["east"], theta=np.array([0.0, bad]))
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_a_sum_that_is_not_finite_is_refused_whole(self, bad):

@@ -137,6 +137,7 @@ class TestDropped:
         check_exact(federation, trained, lambda number: FIVE if number <= last else left)
         assert federation.dropped() == [(number or 0, "south")]
         assert trained.holders == (FIVE if last == ROUNDS else left)
+        assert trained.most_asked == (4 if kind in (KeysRequest, SharesRequest) else 5)
         masks = [m.round for name, m in federation.asked if name == "south" and isinstance(m, MaskRequest)]
         assert masks == list(range((number or 0) + 1 if kind in (MaskRequest, OpenRequest) else 0))
         run.close("done")

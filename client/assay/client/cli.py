@@ -108,9 +108,16 @@ def check(
         holders=max(config.policy.minimum_holders, checked.privacy.tolerated + 2),
     )
     result |= {"trust": checked.privacy.trust, "trust_in_words": trust}
+    if checked.privacy.trust == "distributed" and not config.policy.peers:
+        result["warnings"].append(_UNPINNED)
+        lines.append(f"warning: {_UNPINNED}")
     emit(result, as_json=as_json, text="\n".join([*lines, "", f"trust {checked.privacy.trust}: {trust}"]))
 
 
+_UNPINNED = (
+    "policy.peers is empty: a dishonest coordinator could invent the other holders and then read this one's"
+    " sums with only its own share of the noise. Compare fingerprints with their operators and pin them"
+)
 _TRUST = {
     "distributed": "what leaves is masked; only the sum over at least {holders} holders can be read, and it"
     " keeps the promise while at most {tolerated} of them are curious, colluding or gone",

@@ -260,6 +260,9 @@ new_studies_per_day = 8
 trust = ["distributed", "local"]
 # Under "distributed": no sum of fewer holders than this one, 3 or more.
 minimum_holders = 3
+# Under "distributed": most privacy loss of one person in one run if all masks fell and only this holder's own
+# share of the noise were left. The more holders are said to take part, the smaller the share.
+epsilon_if_aggregation_fails = 25.0
 # Under "distributed", whose numbers may be summed with this holder's. Without this table, those whom the
 # coordinator names: a dishonest one could name itself several times. With it, only the holders in it, with
 # these keys. Their operators read their fingerprints out (assay client status).

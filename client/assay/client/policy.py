@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from assay.client.records import Records
+from assay.models.label import epsilon_of_share, privacy_target
 from assay.models.schema import COMPONENTS, MAX_DELTA, Study
 from assay.privacy.errors import BadInput, Refused
 from assay.privacy.keys import fingerprint, same_fingerprint
@@ -43,6 +44,9 @@ class Policy:
         trust: allowed modes, each ``"distributed"`` or ``"local"``; at least one.
         minimum_holders: under ``"distributed"``, a sum of fewer holders than this is not taken part in; 3 to
             1000.
+        epsilon_if_aggregation_fails: under ``"distributed"``, most privacy loss of one person in one run if
+            every mask fell and only this holder's own share of the noise were left; above 0, or None for no
+            limit. The more holders there are said to be, the smaller that share.
         peers: fingerprints of the other holders by name. Empty: whom the coordinator names. Otherwise
             nobody else is summed with, whatever the coordinator says.
     """
@@ -57,6 +61,7 @@ class Policy:
     new_studies_per_day: int = 8
     trust: tuple[str, ...] = TRUST
     minimum_holders: int = MIN_HOLDERS
+    epsilon_if_aggregation_fails: float | None = 25.0
     peers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,6 +82,10 @@ class Policy:
         if not _is_whole(self.minimum_holders) or not MIN_HOLDERS <= self.minimum_holders <= MAX_HOLDERS:
             allowed = f"a whole number, {MIN_HOLDERS} to {MAX_HOLDERS}: a sum of fewer hides nobody"
             raise BadInput("minimum_holders", value=self.minimum_holders, allowed=allowed)
+        alone = self.epsilon_if_aggregation_fails
+        if alone is not None and (not _is_number(alone) or not 0 < alone <= MAX_EPSILON):
+            allowed = f"a number above 0, at most {MAX_EPSILON}"
+            raise BadInput("epsilon_if_aggregation_fails", value=alone, allowed=allowed)
         _check_peers(self.peers)
 
     @property
@@ -162,12 +171,22 @@ def _require_pinned(pins: Mapping[str, str], keys: Mapping[str, bytes]) -> None:
 
 
 def require_count(study: Study, policy: Policy, holders: int) -> None:
-    """Refuse a sum of too few: the study's noise or the holder's own rule asks for more.
+    """Refuse a sum of too few, or of so many that this holder's own share of the noise is too small.
 
     Raises:
         Refused: code ``"holders"``.
     """
     study.require_holders(holders)
+    most, alone = policy.epsilon_if_aggregation_fails, 0.0
+    if most is not None:
+        alone = epsilon_of_share(privacy_target(study), holders - study.privacy.tolerated)
+    if most is not None and not alone <= most:
+        raise Refused(
+            f"in a sum of {holders} holders this one's own share of the noise would keep no more than epsilon"
+            f" {alone:.3g}; allowed: {most:g} (policy.epsilon_if_aggregation_fails). Raise it if the other"
+            " holders are known to be real, and pin them in [policy.peers]",
+            code="holders",
+        )
     if not holders >= policy.minimum_holders:
         raise Refused(
             f"{holders} holders would be summed; allowed: at least {policy.minimum_holders}"

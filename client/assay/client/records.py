@@ -153,7 +153,7 @@ def _describe_feature(feature: Feature, records: Records) -> dict[str, Any]:
 
 
 def _leaves(study: Study) -> list[dict[str, Any]]:
-    """List the messages that depend on records; ``assay.privacy.wire.Release`` is their only type."""
+    """List the messages that depend on records; ``Release`` and ``Masked`` are their only types."""
     from assay.models.encoding import Grid
 
     size = Grid.of(study).size

@@ -17,6 +17,7 @@ from assay.privacy.mechanism import IntegerMechanism
 __all__ = [
     "counts_mechanism",
     "counts_mechanism_of",
+    "epsilon_of_share",
     "gradient_mechanism",
     "gradient_mechanism_of",
     "label_in_words",
@@ -153,19 +154,30 @@ def _trust(holders: int, tolerated: int) -> str:
 
 
 def _if_aggregation_fails(target: PrivacyTarget, contributors: int | None) -> dict[str, float | None]:
-    """Return what is left if every holder's own message is read: its share of the noise, alone.
-
-    A share has 1 / contributors of the whole noise's variance, so one holder's releases have
-    ``sqrt(contributors)`` times the mu. Those of the k holders of a person compose: ``sqrt(k)`` times that.
-    """
+    """Return what is left if every holder's own message is read, at all holders of a person and at one."""
     names = "epsilon_if_aggregation_fails", "epsilon_per_holder_if_aggregation_fails"
     if contributors is None:
         return dict.fromkeys(names)
-    alone = target.mu * math.sqrt(contributors)
-    everywhere = alone * math.sqrt(target.holders_per_person)
+    counted = target.holders_per_person, 1
     return {
-        name: epsilon_of_mu(mu, target.delta) for name, mu in zip(names, (everywhere, alone), strict=True)
+        name: epsilon_of_share(target, contributors, holders=holders)
+        for name, holders in zip(names, counted, strict=True)
     }
+
+
+def epsilon_of_share(target: PrivacyTarget, contributors: int, *, holders: int = 1) -> float:
+    """Return the epsilon that remains for one person if a holder's own messages are read, one by one.
+
+    A share has 1 / ``contributors`` of the whole noise's variance, so one holder's releases have
+    ``sqrt(contributors)`` times the mu. Those of several holders of a person compose: ``sqrt(holders)``
+    times that.
+
+    Args:
+        target: the study's promise.
+        contributors: holders whose shares make up the whole noise, at least 1.
+        holders: how many holders' messages are read, all of which know the person.
+    """
+    return epsilon_of_mu(target.mu * math.sqrt(contributors * holders), target.delta)
 
 
 def _release(what: str, times: int, mechanism: IntegerMechanism, target: PrivacyTarget) -> dict[str, Any]:

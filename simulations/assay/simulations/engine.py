@@ -159,6 +159,7 @@ def _policy_for(study: Study) -> Policy:
         epsilon_per_year=epsilon,
         delta=study.privacy.delta,
         minimum_persons=1,
+        epsilon_if_aggregation_fails=None,
     )
 
 
