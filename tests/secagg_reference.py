@@ -174,6 +174,7 @@ class Session:
         return 1 + self.names.index(name)
 
     def context(self, r: int, rounds: int, question: bytes, active: Sequence[str]) -> bytes:
+        require(r <= rounds < 2**32, "a round beyond the last")
         names = [name.encode() for name in sorted(active)]
         head = (b"assay/secagg-context/v1", self.id, u32(r), u32(rounds), digest(question))
         return digest(frame(*head, *names))
@@ -257,6 +258,7 @@ class Holder:
         self.name, self.terms, self.seed, self.identity_seed = name, terms, seed, identity_seed
         self.session: Session
         self._only: dict[Any, Any] = {}
+        self._made: dict[bytes, Any] = {}
 
     def once(self, what: Any, value: Any) -> None:
         require(self._only.setdefault(what, value) == value, f"{what}: another one before")
@@ -304,7 +306,13 @@ class Holder:
         others = (name for name in self.session.names if name != self.name)
         return b"".join(self.encrypted(other, r) for other in others for r in self.terms.rounds)
 
+    def context(self, r: int, rounds: int, question: bytes, active: Sequence[str]) -> bytes:
+        made = self.session.context(r, rounds, question, active)
+        self._made[made] = (r, sorted(active))
+        return made
+
     def masked(self, values: Sequence[int], r: int, context: bytes, active: Sequence[str]) -> list[int]:
+        require(self._made.get(context) == (r, sorted(active)), "a context it has not computed for these")
         self.session.require_quorum(active, self.session.names)
         require(self.name in active, "it is not active itself")
         require(all(abs(value) <= BOUND for value in values), "a value beyond the bound")

@@ -19,6 +19,7 @@ VECTORS = Path(__file__).parent / "vectors" / "secagg.json"
 NAMES = tuple(f"holder-{number:02d}" for number in range(30))
 # A holder falls silent before it sends this; NEVER stays.
 KEYS, SHARES, MASKED, CONSENT, OPENED, NEVER = range(6)
+ROUNDS = 80  # of the run
 
 
 def fixed(*parts: object) -> bytes:
@@ -46,6 +47,12 @@ class Asked:
     values: dict[str, np.ndarray]
     masked: dict[str, np.ndarray]
     proofs: dict[str, bytes]
+
+    def put_to(self, member: Member) -> Member:
+        """Return ``member`` once it has seen the question and made its context."""
+        made = member.context(round=self.round, rounds=ROUNDS, question=b"theta", active=self.active)
+        assert made == self.context
+        return member
 
     @property
     def expected(self) -> np.ndarray:
@@ -90,7 +97,9 @@ class Session:
     ) -> Asked:
         """Play a round up to the opening; ``silent`` holders give no consent."""
         active = tuple(active or self.members)
-        context = self.tally.context(round=number, rounds=40, question=b"theta", active=active)
+        about = {"round": number, "rounds": ROUNDS, "question": b"theta", "active": active}
+        context = self.tally.context(**about)
+        assert {self.members[name].context(**about) for name in active} == {context}
         draw = np.random.default_rng(number)
         values = {name: draw.integers(-(1 << 43), (1 << 43) + 1, size) for name in active}
         survivors = tuple(name for name in active if name not in missing)
@@ -118,6 +127,7 @@ class Session:
         return {sender: blob[i * SHARE_BYTES :][:SHARE_BYTES] for i, sender in enumerate(senders)}
 
     def open(self, name: str, asked: Asked, *, member: Member | None = None, **changed: object) -> bytes:
+        """Have a holder open a round; it sees the genuine question first, then what is ``changed`` in it."""
         question = {
             "round": asked.round,
             "context": asked.context,
@@ -128,7 +138,7 @@ class Session:
         } | changed
         if "ciphertexts" not in question:
             question["ciphertexts"] = self.ciphertexts(name, asked)
-        return (member or self.members[name]).open(**question)
+        return asked.put_to(member or self.members[name]).open(**question)
 
     def open_all(self, asked: Asked, openers: Sequence[str] = ()) -> dict[str, bytes]:
         return {name: self.open(name, asked) for name in openers or asked.survivors}
@@ -188,6 +198,7 @@ def make_vectors() -> dict:
     session = Session(_VECTOR_NAMES, terms(_VECTOR_NAMES, session=1), salt="vectors")
     whole = session.ask(32, size=4)
     dropped = session.ask(63, size=4, missing=["birch"])
+    sent = {name: session.members[name].sent(63, dropped.context) for name in dropped.survivors}
     agreed = session.terms
     return {
         "about": "Golden and negative vectors of docs/secure-aggregation.md; bytes in hexadecimal.",
@@ -205,7 +216,7 @@ def make_vectors() -> dict:
         "session_id": session.tally.session_id.hex(),
         "shares_sha256": {name: hashlib.sha256(blob).hexdigest() for name, blob in session.shares.items()},
         "rounds": [_round(session, whole), _round(session, dropped)],
-        "refused": [*_bad_adverts(session), *_bad_openings(session, whole, dropped)],
+        "refused": [*_bad_adverts(session), *_bad_openings(session, whole, dropped, sent)],
     }
 
 
@@ -218,7 +229,7 @@ def _round(session: Session, asked: Asked) -> dict:
     total, _ = session.unmask(asked, opened)
     return {
         "round": asked.round,
-        "rounds": 40,
+        "rounds": ROUNDS,
         "question": b"theta".hex(),
         "active": asked.active,
         "survivors": asked.survivors,
@@ -284,8 +295,8 @@ def _bad_adverts(session: Session) -> list[dict]:
     ]
 
 
-def _bad_openings(session: Session, whole: Asked, dropped: Asked) -> list[dict]:
-    """One thing changed in what a restarted holder is asked to open; it must refuse."""
+def _bad_openings(session: Session, whole: Asked, dropped: Asked, sent: Mapping[str, bytes]) -> list[dict]:
+    """One thing changed in what a restarted holder that knows both questions is to open; it must refuse."""
     consents = dropped.proofs
     few = dict(list(consents.items())[:2])
     flipped = {**consents, "elm": bytes([consents["elm"][0] ^ 1]) + consents["elm"][1:]}
@@ -308,6 +319,13 @@ def _bad_openings(session: Session, whole: Asked, dropped: Asked) -> list[dict]:
         },
         "a ciphertext is missing": {
             "ciphertexts": _hex({name: ciphertexts[name] for name in ("birch", "cedar")})
+        },
+        # All of it fits together, but the context is over four: nobody consented to three, one is missing.
+        "active holders that are not those of the context": {
+            "active": dropped.survivors,
+            "tolerated": 0,
+            "proofs": _hex(sent),
+            "ciphertexts": _hex({name: ciphertexts[name] for name in ("cedar", "elm")}),
         },
         "another context": {"context": whole.context.hex()},
         "a round of another session": {"round": 31},

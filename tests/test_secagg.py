@@ -17,6 +17,7 @@ from secagg_support import (
     NAMES,
     NEVER,
     OPENED,
+    ROUNDS,
     SHARES,
     VECTORS,
     Session,
@@ -102,7 +103,7 @@ def test_values_at_the_bound_are_added_exactly(five, extreme):
     asked = five.ask(0)
     for name in FIVE:
         asked.values[name] = np.full(3, extreme)
-        member = five.members[name] = five.joined(name)
+        member = five.members[name] = asked.put_to(five.joined(name))
         asked.masked[name] = member.masked(
             asked.values[name], round=0, context=asked.context, active=asked.active
         )
@@ -124,15 +125,16 @@ def test_threshold_shares_suffice_and_more_give_the_same(five):
 def test_values_that_cannot_be_written_to_are_masked_and_left_as_they_are(five):
     values = np.arange(4)
     values.flags.writeable = False
-    context = five.tally.context(round=0, rounds=0, question=b"", active=FIVE)
-    five.members[FIVE[0]].masked(values, round=0, context=context, active=FIVE)
+    member = five.members[FIVE[0]]
+    context = member.context(round=0, rounds=0, question=b"", active=FIVE)
+    member.masked(values, round=0, context=context, active=FIVE)
     assert values.tolist() == [0, 1, 2, 3]
 
 
 def test_order_of_names_does_not_matter(five):
     backwards = tuple(reversed(FIVE))
     asked = five.ask(0, active=backwards)
-    assert asked.context == five.tally.context(round=0, rounds=40, question=b"theta", active=FIVE)
+    assert asked.context == five.tally.context(round=0, rounds=ROUNDS, question=b"theta", active=FIVE)
     total, _ = five.unmask(asked, five.open_all(asked), active=FIVE)
     np.testing.assert_array_equal(total, asked.expected)
 
@@ -144,6 +146,7 @@ def test_a_restart_gives_the_same_bytes(five):
     assert member.advert() == five.adverts[name]
     member.join(five.adverts)
     assert member.shares() == five.shares[name]
+    asked.put_to(member)
     again = member.masked(asked.values[name], round=7, context=asked.context, active=FIVE)
     np.testing.assert_array_equal(again, asked.masked[name])
     assert member.consent(7, asked.context, asked.survivors) == asked.proofs[name]
@@ -270,7 +273,7 @@ def test_a_second_list_of_survivors_is_refused(five):
     with refused("other survivors", "changed"):
         member.consent(0, asked.context, FIVE[:4])
     fewer = {name: five.members[name].consent(0, asked.context, FIVE[:4]) for name in FIVE[1:4]}
-    fewer[FIVE[0]] = five.joined(FIVE[0]).consent(0, asked.context, FIVE[:4])
+    fewer[FIVE[0]] = asked.put_to(five.joined(FIVE[0])).consent(0, asked.context, FIVE[:4])
     with refused("other survivors", "changed"):
         five.open(FIVE[0], asked, survivors=FIVE[:4], proofs=fewer)
     # Control: the proofs are good, a holder that has opened nothing yet accepts them.
@@ -294,7 +297,7 @@ def test_an_opening_never_holds_both_shares_of_a_holder(five):
     assert all(len(blob) == 66 * 5 for blob in all_lists)
     dropped = five.open(FIVE[0], fewer)[66 * 4 :]
     other = five.joined(FIVE[0])
-    proofs = {name: five.joined(name).sent(1, fewer.context) for name in FIVE}
+    proofs = {name: fewer.put_to(five.joined(name)).sent(1, fewer.context) for name in FIVE}
     kept = five.open(FIVE[0], fewer, member=other, survivors=FIVE, proofs=proofs)[66 * 4 :]
     assert dropped != kept
 
@@ -307,7 +310,7 @@ def test_other_values_or_another_question_in_one_round_are_refused(five):
     np.testing.assert_array_equal(again, asked.masked[name])
     with refused("other values", "changed"):
         member.masked(asked.values[name] + 1, **about)
-    other = five.tally.context(round=0, rounds=40, question=b"theta", active=FIVE[:4])
+    other = member.context(round=0, rounds=ROUNDS, question=b"theta", active=FIVE[:4])
     with refused("another question", "changed"):
         member.masked(asked.values[name], round=0, context=other, active=FIVE[:4])
     with refused("another question", "changed"):
@@ -318,11 +321,96 @@ def test_other_values_or_another_question_in_one_round_are_refused(five):
         five.open(name, asked, context=other)
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_round_is_not_opened_for_fewer_by_saying_that_fewer_were_active(restarted):
+    """Twelve were asked and sent. Nine of them, called everybody, need no consents and nobody is missing: the
+    sum over nine would come out, with less noise than tolerated, beside the sum over twelve."""
+    twelve, nine = Session(NAMES[:12]), NAMES[:9]
+    asked, name = twelve.ask(0), NAMES[0]
+    member = asked.put_to(twelve.joined(name)) if restarted else twelve.members[name]
+    ciphertexts = twelve.ciphertexts(name, asked)
+    claim = {
+        "active": nine,
+        "survivors": nine,
+        "tolerated": 0,
+        "proofs": {peer: asked.proofs[peer] for peer in nine},
+        "ciphertexts": {peer: ciphertexts[peer] for peer in nine[1:]},
+    }
+    with refused("active holders are not those of the context"):
+        twelve.open(name, asked, member=member, **claim)
+    with refused("active holders are not those of the context"):
+        member.masked(asked.values[name], round=0, context=asked.context, active=nine)
+    with refused("context was not made by this holder"):
+        twelve.joined(name).open(round=0, context=asked.context, **claim)
+    # Control: nothing else is wrong with it. Whom the question names, twelve or nine, opens.
+    consents = {peer: asked.put_to(twelve.joined(peer)).consent(0, asked.context, nine) for peer in nine}
+    fewer = {"survivors": nine, "proofs": consents}
+    with refused("3 holders are missing; allowed: 2"):
+        twelve.open(name, asked, member=member, tolerated=2, **fewer)
+    assert twelve.open(name, asked, member=member, tolerated=3, **fewer)
+    alone = twelve.ask(1, active=nine)
+    assert twelve.open(name, alone, tolerated=0)
+
+
+@pytest.mark.parametrize("use", ["masked", "sent", "consent", "open"])
+def test_a_holder_uses_no_context_that_it_did_not_make(five, use):
+    asked, member = five.ask(0), five.joined(FIVE[0])
+    uses = {
+        "masked": lambda number: member.masked(
+            np.arange(3), round=number, context=asked.context, active=FIVE
+        ),
+        "sent": lambda number: member.sent(number, asked.context),
+        "consent": lambda number: member.consent(number, asked.context, FIVE[:4]),
+        "open": lambda number: member.open(
+            round=number,
+            context=asked.context,
+            active=FIVE,
+            survivors=FIVE,
+            tolerated=0,
+            proofs=asked.proofs,
+            ciphertexts=five.ciphertexts(FIVE[0], asked),
+        ),
+    }
+    with refused("round 0: its context was not made"):
+        uses[use](0)
+    asked.put_to(member)
+    with refused("round 1: its context was not made"):
+        uses[use](1)
+    assert len(uses[use](0)) > 0
+
+
+def test_survivors_that_were_not_active_get_no_consent(five):
+    asked = five.ask(0, active=FIVE[:4])
+    with refused("holder-04 was not active"):
+        five.members[FIVE[0]].consent(0, asked.context, FIVE)
+    assert five.members[FIVE[0]].consent(0, asked.context, FIVE[:4])
+
+
+def test_a_context_without_the_holder_itself_is_refused(five):
+    with refused("active holders: holder-00 itself"):
+        five.members[FIVE[0]].context(round=0, rounds=0, question=b"", active=FIVE[1:])
+
+
+def test_contexts_are_made_for_comparison_as_often_as_one_likes(five):
+    member = five.members[FIVE[0]]
+    about = {"round": 0, "rounds": 0, "active": FIVE}
+    made = [member.context(question=bytes([number]), **about) for number in range(200)]
+    with refused("was not made"):  # it is no longer remembered
+        member.sent(0, made[0])
+    assert member.context(question=b"\0", **about) == made[0]
+    member.sent(0, made[0])
+    for number in range(200):
+        assert member.context(question=bytes([number]), **about) == made[number]
+    member.sent(0, made[0])
+    with refused("another question", "changed"):
+        member.sent(0, made[199])
+
+
 @pytest.mark.parametrize(
-    "changed", [{"round": 1}, {"rounds": 39}, {"question": b"thetb"}, {"active": FIVE[:4]}]
+    "changed", [{"round": 1}, {"rounds": ROUNDS - 1}, {"question": b"thetb"}, {"active": FIVE[:4]}]
 )
 def test_everything_that_is_asked_is_in_the_context(five, changed):
-    asked = {"round": 0, "rounds": 40, "question": b"theta", "active": FIVE}
+    asked = {"round": 0, "rounds": ROUNDS, "question": b"theta", "active": FIVE}
     first = five.tally.context(**asked)
     assert five.members[FIVE[0]].context(**asked) == first
     assert five.tally.context(**(asked | changed)) != first
@@ -332,15 +420,15 @@ def test_a_holder_that_was_asked_something_else_spoils_the_round_and_reveals_not
     """Pasquini et al. 2022: another model for one holder would single it out; here masks do not cancel."""
     asked = five.ask(0, size=20)
     victim = FIVE[0]
-    other = five.tally.context(round=0, rounds=40, question=b"trap", active=FIVE)
     member = five.joined(victim)
+    other = member.context(round=0, rounds=ROUNDS, question=b"trap", active=FIVE)
     asked.masked[victim] = member.masked(asked.values[victim], round=0, context=other, active=FIVE)
     asked.proofs[victim] = member.sent(0, other)
     for name in FIVE[1:]:
         with refused(f"{victim}: its secagg-sent signature"):
             five.open(name, asked)
     # Even with all shares of the round (honest holders give none), there is no sum.
-    asked.proofs[victim] = five.joined(victim).sent(0, asked.context)
+    asked.proofs[victim] = asked.put_to(five.joined(victim)).sent(0, asked.context)
     opened = {name: five.open(name, asked, member=five.joined(name)) for name in FIVE}
     with refused("beyond its bound"):
         five.unmask(asked, opened)
@@ -368,7 +456,9 @@ def test_opening_a_round_is_worthless_for_another(five):
         ({"active": FIVE[1:]}, "active holders: holder-00 itself"),
         ({"proofs": {}}, "holder-01: no signature"),
         ({"ciphertexts": {}}, "not those of the other active"),
-        ({"round": 1}, "signature does not verify"),
+        ({"round": 1}, "round 1: its context was not made by this holder"),
+        ({"context": bytes(32)}, "round 0: its context was not made by this holder"),
+        ({"active": FIVE[:4], "survivors": FIVE[:4]}, "not those of the context"),
         ({"round": 32}, r"round 32 is not of session 0; allowed: 0\.\.31"),
         ({"round": -1}, "round -1 is not of session 0"),
     ],
@@ -578,10 +668,12 @@ def test_a_context_that_is_no_hash_is_refused(five, context):
         five.members[FIVE[0]].sent(0, context)
 
 
-@pytest.mark.parametrize("rounds", [-1, 1 << 32])
-def test_a_number_of_rounds_that_does_not_fit_is_refused(five, rounds):
-    with refused("rounds is"):
-        five.tally.context(round=0, rounds=rounds, question=b"", active=FIVE)
+@pytest.mark.parametrize(("number", "rounds"), [(0, -1), (0, 1 << 32), (1, 0), (31, 30)])
+def test_a_number_of_rounds_that_does_not_fit_is_refused(five, number, rounds):
+    for party in (five.tally, five.members[FIVE[0]]):
+        with refused(rf"rounds is {rounds}; allowed: {number}\.\."):
+            party.context(round=number, rounds=rounds, question=b"", active=FIVE)
+        assert party.context(round=number, rounds=number, question=b"", active=FIVE)
 
 
 def test_a_member_needs_its_own_identity_and_a_whole_seed(five):
@@ -879,7 +971,7 @@ def _vector_member(stored: dict, name: str) -> Member:
 
 def test_every_negative_vector_is_refused_and_its_unchanged_twin_is_not(stored_vectors):
     adverts = {name: bytes.fromhex(advert) for name, advert in stored_vectors["adverts"].items()}
-    assert len(stored_vectors["refused"]) == 40
+    assert len(stored_vectors["refused"]) == 41
     for case in stored_vectors["refused"]:
         member = _vector_member(stored_vectors, case["holder"])
         if case["step"] == "join":
@@ -887,14 +979,23 @@ def test_every_negative_vector_is_refused_and_its_unchanged_twin_is_not(stored_v
             with refused("."):
                 member.join(adverts | changed)
             continue
-        member.join(adverts)
+        _asked_vectors(member, stored_vectors)
         with refused("."):
             _open_vector(member, case)
-    member = _vector_member(stored_vectors, "ash")
-    member.join(adverts)
+    member = _asked_vectors(_vector_member(stored_vectors, "ash"), stored_vectors)
     good = stored_vectors["rounds"][1]
     question = good | {"ciphertexts": good["ciphertexts"]["ash"], "tolerated": 1}
     assert _open_vector(member, question).hex() == good["opened"]["ash"]
+
+
+def _asked_vectors(member: Member, stored: dict) -> Member:
+    """Have a holder join and see the questions of both rounds."""
+    member.join({name: bytes.fromhex(advert) for name, advert in stored["adverts"].items()})
+    for asked in stored["rounds"]:
+        question = {"question": bytes.fromhex(asked["question"]), "active": asked["active"]}
+        made = member.context(round=asked["round"], rounds=asked["rounds"], **question)
+        assert made.hex() == asked["context"]
+    return member
 
 
 def _open_vector(member: Member, case: dict) -> bytes:

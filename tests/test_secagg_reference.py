@@ -39,6 +39,9 @@ class Theirs:
         self.advert, self.join = self.member.advert, self.member.join
         self.shares, self.sent, self.consent = self.member.shares, self.member.sent, self.member.consent
 
+    def context(self, r, rounds, question, active):
+        return self.member.context(round=r, rounds=rounds, question=question, active=active)
+
     def masked(self, values, r, context, active):
         self.active = active
         words = self.member.masked(np.array(values, dtype=np.int64), round=r, context=context, active=active)
@@ -118,8 +121,11 @@ def test_terms_adverts_session_id_and_shares_are_the_golden_ones():
 def test_every_message_of_a_round_is_the_golden_one(golden):
     holders, coordinator = golden_session()
     r, active, survivors = golden["round"], golden["active"], golden["survivors"]
-    context = coordinator.context(r, golden["rounds"], bytes.fromhex(golden["question"]), active)
-    assert context.hex() == golden["context"]
+    asked = (r, golden["rounds"], bytes.fromhex(golden["question"]), active)
+    context = coordinator.context(*asked)
+    assert {context.hex(), *(holder.context(*asked).hex() for holder in holders.values())} == {
+        golden["context"]
+    }
 
     masked = {name: holders[name].masked(golden["values"][name], r, context, active) for name in survivors}
     assert masked == golden["masked"]
@@ -165,6 +171,8 @@ def test_both_refuse_what_must_be_refused(case, role):
         unhex(case["proofs"]),
         unhex(case["ciphertexts"]),
     )
+    if role is Theirs:  # the reference does not ask who is active
+        holder.active = case["active"]
     with pytest.raises((reference.Refused, AssayError)):
         holder.open(case["round"], context, case["survivors"], case["tolerated"], proofs, ciphertexts)
 
@@ -190,6 +198,8 @@ def ask_genuinely(holder, name):
     golden = ask_genuinely_golden()
     context = bytes.fromhex(golden["context"])
     holder.join(GENUINE)
+    for asked in VECTORS["rounds"]:
+        holder.context(asked["round"], asked["rounds"], bytes.fromhex(asked["question"]), asked["active"])
     assert (
         holder.masked(golden["values"][name], golden["round"], context, golden["active"])
         == golden["masked"][name]
@@ -298,7 +308,7 @@ def test_both_have_one_question_one_vector_and_one_list_per_round(role):
     holder, values = golden_holder(role, "ash"), ask_genuinely_golden()["values"]["ash"]
     ask_genuinely(holder, "ash")
     ask_genuinely(holder, "ash")  # again is not another
-    other = golden_session()[1].context(63, 40, b"another theta", NAMES)
+    other = holder.context(63, 80, b"another theta", NAMES)
     holder.consent(63, context_of(63), THREE)
     for refused in (
         lambda: holder.masked(values, 63, other, NAMES),
@@ -323,14 +333,34 @@ def test_both_have_one_question_one_vector_and_one_list_per_round(role):
         ([1], 62, OTHERS),
         ([1], 62, [*THREE, "oak"]),
         ([1], 64, NAMES),
+        ([1], 63, NAMES),
     ],
-    ids=["beyond the bound", "below the threshold", "not active itself", "a stranger", "another session"],
+    ids=[
+        "beyond the bound",
+        "below the threshold",
+        "not active itself",
+        "a stranger",
+        "another session",
+        "beyond the last round",
+    ],
 )
 def test_both_mask_nothing_that_is_out_of_bounds(values, r, active, role):
     holder = golden_holder(role, "ash")
     holder.join(GENUINE)
     with pytest.raises((reference.Refused, AssayError)):
-        holder.masked(values, r, golden_session()[1].context(r, 40, b"", active), active)
+        holder.masked(values, r, holder.context(r, 64 if r == 64 else 62, b"", active), active)
+
+
+@pytest.mark.parametrize("role", [reference.Holder, Theirs])
+def test_both_use_a_context_for_nobody_but_its_active_holders(role):
+    holder = golden_holder(role, "ash")
+    holder.join(GENUINE)
+    context = golden_session()[1].context(62, 62, b"", NAMES)
+    for active in (NAMES, THREE):  # first one it has not computed, then one for others
+        with pytest.raises((reference.Refused, AssayError)):
+            holder.masked([1], 62, context, active)
+        assert holder.context(62, 62, b"", NAMES) == context
+    assert holder.masked([1], 62, context, NAMES)
 
 
 # Mixed sessions
@@ -368,6 +398,7 @@ def run_round(holders, coordinator, r, active, missing, question):
     bound = reference.BOUND
     values = {name: random.integers(-bound, bound, 50, endpoint=True).tolist() for name in active}
     context = coordinator.context(r, 100, question, active)
+    assert {holders[name].context(r, 100, question, active) for name in active} == {context}
     masked = {name: holders[name].masked(values[name], r, context, active) for name in active}
     survivors = [name for name in active if name not in missing]
     if missing:

@@ -7,7 +7,8 @@ coordinator's. ``docs/secure-aggregation.md`` specifies every byte and argues wh
 
 =================  ========================================================================================
 guarantee          of a round the coordinator learns the sum over one set of at least ``threshold(n)``
-                   holders, or nothing, if fewer than n/3 holders collude with it
+                   holders, or nothing, if fewer than n/3 holders collude with it and the identity keys in
+                   ``Terms`` are those of real holders: pinned, as this module takes them on trust
 the caller's part  what must survive a restart: the seed, one context and one masked vector per round, one
                    list of survivors per round. A :class:`Member` refuses a second one in memory only
 dropped holders    any, as long as ``threshold(n)`` send masked values and as many of them open
@@ -61,13 +62,17 @@ __all__ = [
 ]
 
 _NONCE = bytes(12)  # every key encrypts one message
+# A question needs one context; whoever asks without end must not fill the memory.
+_MAX_MADE = 2 * SESSION_ROUNDS
 
 
 @dataclass(kw_only=True)
 class _Round:
-    """What a holder has committed itself to in one round."""
+    """A context of one round and, once it is used, what the holder has committed itself to in it."""
 
+    number: int
     context: bytes
+    active: tuple[str, ...]
     values: bytes = b""
     survivors: tuple[str, ...] = ()
 
@@ -97,6 +102,7 @@ class Member:
         self._secrets = HolderSecrets(seed, terms)
         self._cohort: Cohort | None = None
         self._agreed: dict[str, bytes] = {}
+        self._made: dict[bytes, _Round] = {}
         self._rounds: dict[int, _Round] = {}
 
     def __repr__(self) -> str:
@@ -138,8 +144,23 @@ class Member:
         return self._joined.session_id
 
     def context(self, *, round: int, rounds: int, question: bytes, active: Sequence[str]) -> bytes:  # noqa: A002
-        """Return the 32 bytes that bind masks and signatures to one question; see :meth:`Cohort.context`."""
-        return self._joined.context(round=round, rounds=rounds, question=question, active=active)
+        """Return the 32 bytes that bind masks and signatures to one question; see :meth:`Cohort.context`.
+
+        The methods below take no other context than one made here, also after a restart: who is active is
+        then what the hash says, not what somebody says about it. The first one that is used in a round is its
+        only one; to make others, for comparison, changes nothing.
+
+        Raises:
+            Refused: as :meth:`Cohort.context`, or this holder is not active (``"aggregation"``).
+        """
+        asked = self._roll(active, "active holders")
+        made = self._joined.context(round=round, rounds=rounds, question=question, active=asked)
+        if round not in self._rounds:
+            self._made.pop(made, None)
+            self._made[made] = _Round(number=round, context=made, active=asked)
+            if len(self._made) > _MAX_MADE:
+                del self._made[next(iter(self._made))]  # the oldest
+        return made
 
     def shares(self) -> bytes:
         """Return the encrypted shares of this holder's secrets, for every other holder and every round.
@@ -189,20 +210,20 @@ class Member:
             values: int64, one dimension, at least one value, each at most :data:`VALUE_BOUND` in size.
             round: of the run.
             context: what :meth:`context` gave for these ``active`` holders.
-            active: names of the holders that are asked, this one among them.
+            active: names of the holders that are asked, this one among them; sorted first.
 
         Returns:
             uint64, as many values.
 
         Raises:
             BadInput: values of another type, shape or size, or a context that is not 32 bytes.
-            Refused: the active holders or the round do not fit (``"aggregation"``), or the round has masked
-                other values or another question (``"changed"``).
+            Refused: the context was not made here, for this round and these holders (``"aggregation"``), or
+                the round has masked other values or another question (``"changed"``).
         """
         cohort, slot = self._joined, self._terms.slot(round)
         peers = self._roll(active, "active holders")
         _require_values(values)
-        state = self._bound(round, context)
+        state = self._bound(round, context, peers)
         digest = hashlib.sha256(values.astype("<i8").tobytes()).digest()
         if state.values not in (b"", digest):
             raise Refused(f"round {round} has masked other values; send those again", code="changed")
@@ -223,7 +244,8 @@ class Member:
         """Return the 64-byte signature that goes with the masked values of a round.
 
         Raises:
-            Refused: the round or the context does not fit (``"aggregation"``, ``"changed"``).
+            Refused: the context was not made here for this round (``"aggregation"``), or the round has
+                another (``"changed"``).
         """
         self._bound(round, context)
         return self._identity.sign("secagg-sent", self._joined.signed_body(round, context))
@@ -232,11 +254,14 @@ class Member:
         """Return the 64-byte signature that consents to opening a round for ``survivors``, and no others.
 
         Raises:
-            Refused: fewer survivors than the threshold, unknown ones, this holder not among them
-                (``"aggregation"``), or another list or context before (``"changed"``).
+            Refused: fewer survivors than the threshold, others than active ones, this holder not among them,
+                a context that was not made here (``"aggregation"``), or another list or context before
+                (``"changed"``).
         """
         ordered = self._roll(survivors, "survivors")
-        self._settle(self._bound(round, context), round, ordered)
+        state = self._bound(round, context)
+        _require_active(ordered, state.active)
+        self._settle(state, round, ordered)
         return self._identity.sign("secagg-consent", self._joined.signed_body(round, context, ordered))
 
     def open(
@@ -256,12 +281,13 @@ class Member:
 
         Args:
             round: of the run.
-            context: of the round.
-            active: names of the holders that were asked.
+            context: what :meth:`context` gave for these ``active`` holders.
+            active: names of the holders that were asked; sorted first, as ``survivors``.
             survivors: names of those whose masked values arrived, this holder among them.
             tolerated: how many of the active holders may be missing before the noise is too little.
             proofs: name to signature. With nobody missing: of every other active holder, that it sent its
-                values in this context. Otherwise consents to these survivors, at least the threshold.
+                values in this context. Otherwise consents to these survivors, at least the threshold, this
+                holder's counted as the others are. Each one given must verify.
             ciphertexts: name to the :data:`SHARE_BYTES` bytes that each other active holder encrypted.
 
         Returns:
@@ -269,15 +295,16 @@ class Member:
 
         Raises:
             BadInput: ``tolerated`` is negative, or a context that is not 32 bytes.
-            Refused: a list, signature or ciphertext does not fit (``"aggregation"``), or the round was
-                opened for others (``"changed"``). Nothing is given away.
+            Refused: a list, context, signature or ciphertext does not fit (``"aggregation"``), or the round
+                was opened for others (``"changed"``). Nothing is given away.
         """
         if not tolerated >= 0:
             raise BadInput("tolerated", value=tolerated, allowed="at least 0")
         asked = self._roll(active, "active holders")
         left = self._roll(survivors, "survivors")
-        _require_subset(left, asked, tolerated)
-        state = self._bound(round, context)
+        _require_active(left, asked)
+        _require_noise(left, asked, tolerated)
+        state = self._bound(round, context, asked)
         self._require_proofs(round, context, asked, left, proofs)
         if set(ciphertexts) != set(asked) - {self.name}:
             raise refuse("the encrypted shares are not those of the other active holders")
@@ -292,14 +319,24 @@ class Member:
             raise refuse(f"{what}: {self.name} itself is not among them")
         return ordered
 
-    def _bound(self, round: int, context: bytes) -> _Round:  # noqa: A002
-        """Return what is settled in a round; its first context is its only one."""
+    def _bound(
+        self,
+        round: int,  # noqa: A002
+        context: bytes,
+        active: tuple[str, ...] | None = None,
+    ) -> _Round:
+        """Return what is settled in a round; its first context is its only one, for its active holders."""
         self._terms.slot(round)
         if not isinstance(context, bytes) or len(context) != CONTEXT_BYTES:
             raise BadInput("context", allowed=f"{CONTEXT_BYTES} bytes")
-        state = self._rounds.setdefault(round, _Round(context=context))
+        state = self._rounds.get(round) or self._made.get(context)
+        if state is None or state.number != round:
+            raise refuse(f"round {round}: its context was not made by this holder")
         if state.context != context:
             raise Refused(f"round {round} was begun with another question", code="changed")
+        if active not in (None, state.active):
+            raise refuse("the active holders are not those of the context")
+        self._rounds[round] = state
         return state
 
     def _settle(self, state: _Round, round: int, survivors: tuple[str, ...]) -> None:  # noqa: A002
@@ -362,10 +399,13 @@ def _require_values(values: NDArray[np.int64]) -> None:
         raise BadInput("values", allowed=f"integers from -{VALUE_BOUND} to {VALUE_BOUND}")
 
 
-def _require_subset(survivors: tuple[str, ...], active: tuple[str, ...], tolerated: int) -> None:
+def _require_active(survivors: tuple[str, ...], active: tuple[str, ...]) -> None:
     strange = sorted(set(survivors) - set(active))
     if strange:
         raise refuse(f"survivors: {strange[0]} was not active")
+
+
+def _require_noise(survivors: tuple[str, ...], active: tuple[str, ...], tolerated: int) -> None:
     if len(active) - len(survivors) > tolerated:
         missing = len(active) - len(survivors)
         raise refuse(f"{missing} holders are missing; allowed: {tolerated}, or the noise is too little")
