@@ -174,7 +174,7 @@ def test_holders_that_cannot_be_summed_are_refused_with_the_remedy_before_anythi
 def test_more_tolerated_holders_need_more_holders(study, records, tmp_path):
     study.write_text(study.read_text().replace("delta = 1e-6", "delta = 1e-6\ntolerated = 2"))
     line = fails("simulate", study, "--data", records, "--out", tmp_path / "out", code=3)
-    assert "allowed: 4 to 1000" in line
+    assert "allowed: 5 to 1000" in line
 
 
 def test_a_study_that_asks_for_what_is_not_there_is_refused_with_the_remedy(study, records, tmp_path):

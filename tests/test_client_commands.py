@@ -43,7 +43,7 @@ def leaves(home):
     ("trust", "extra", "words"),
     [
         ("distributed", "", "only the sum over at least 3 holders can be read"),
-        ("distributed", "tolerated = 3\n", "only the sum over at least 5 holders can be read"),
+        ("distributed", "tolerated = 3\n", "only the sum over at least 8 holders can be read"),
         ("local", "", "can be read by the coordinator"),
     ],
 )

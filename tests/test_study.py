@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from assay.models.cli import study_app
 from assay.models.study import Feature, Privacy, parse_study, read_study
+from assay.privacy.cohort import fewest_holders, threshold
 from assay.privacy.errors import BadInput, Refused
 from assay.privacy.purpose import PACK, check_input, check_purpose, check_use
 
@@ -117,8 +118,8 @@ def test_both_kinds_of_trust_can_be_trained():
         parse_study(changed("tolerated", f'trust = "{trust}"\ntolerated')).require_trainable()
 
 
-@pytest.mark.parametrize(("tolerated", "fewest"), [(1, 3), (2, 4), (7, 9)])
-def test_a_sum_needs_three_holders_and_two_beyond_the_tolerated(tolerated, fewest):
+@pytest.mark.parametrize(("tolerated", "fewest"), [(1, 3), (2, 5), (3, 8), (7, 20)])
+def test_a_sum_needs_three_holders_and_few_tolerated_ones_among_them(tolerated, fewest):
     study = parse_study(changed("tolerated = 1", f"tolerated = {tolerated}"))
     for enough in (fewest, 1000):
         study.require_holders(enough)
@@ -127,6 +128,18 @@ def test_a_sum_needs_three_holders_and_two_beyond_the_tolerated(tolerated, fewes
             study.require_holders(wrong)
         assert caught.value.code == "holders"
         assert 'trust = "local"' in str(caught.value)
+
+
+def test_no_number_of_holders_that_is_allowed_lets_the_tolerated_ones_open_two_lists():
+    """With c colluding holders, two lists can be opened in one round from 2 * threshold - n of them on."""
+    for tolerated in range(1, 40):
+        study = parse_study(changed("tolerated = 1", f"tolerated = {tolerated}"))
+        for holders in range(fewest_holders(tolerated), 200):
+            study.require_holders(holders)
+            assert 2 * threshold(holders) - holders > tolerated
+            assert holders - tolerated >= 2
+    # One fewer would let them: the bound is not wider than it must be.
+    assert all(2 * threshold(3 * t - 2) - (3 * t - 2) <= t for t in range(2, 40))
 
 
 def test_full_noise_needs_no_company():

@@ -95,6 +95,7 @@ def check(
     from assay.client.policy import admit, require_persons, require_same_person
     from assay.client.records import describe
     from assay.models.study import read_study
+    from assay.privacy.cohort import fewest_holders
 
     config, checked = HolderConfig.load(directory), read_study(study)
     admit(checked, config.policy)
@@ -105,7 +106,7 @@ def check(
     result, lines = describe(records, checked)
     trust = _TRUST[checked.privacy.trust].format(
         tolerated=checked.privacy.tolerated,
-        holders=max(config.policy.minimum_holders, checked.privacy.tolerated + 2),
+        holders=max(config.policy.minimum_holders, fewest_holders(checked.privacy.tolerated)),
     )
     result |= {"trust": checked.privacy.trust, "trust_in_words": trust}
     if checked.privacy.trust == "distributed" and not config.policy.peers:

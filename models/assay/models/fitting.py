@@ -69,7 +69,7 @@ def default_rounds(*, epsilon: float, persons: float, holders: int) -> int:
     signal = epsilon * persons / math.sqrt(holders)
     if signal < 5_000:
         return 15
-    return 60 if signal > 100_000 else 30
+    return 60 if signal > 20_000 else 30
 
 
 @dataclass(frozen=True, kw_only=True)

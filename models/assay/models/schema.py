@@ -395,18 +395,18 @@ class Study:
     def require_holders(self, holders: int) -> None:
         """Refuse a number of holders that the study's trust cannot work with, with what to change.
 
-        A sum hides a holder among the others only if at least two of them add noise that the tolerated
-        ones do not know.
+        A sum hides a holder among the others only if those that may collude are few enough of them; see
+        :func:`assay.privacy.cohort.fewest_holders`.
 
         Raises:
             Refused: the trust is ``"distributed"`` and the holders are too few, or too many to be added up
                 (code ``"holders"``).
         """
         # Late: most commands that read a study need no cryptography.
-        from assay.privacy.cohort import MAX_HOLDERS, MIN_HOLDERS
+        from assay.privacy.cohort import MAX_HOLDERS, fewest_holders
 
         tolerated = self.privacy.tolerated
-        fewest = max(MIN_HOLDERS, tolerated + 2)
+        fewest = fewest_holders(tolerated)
         if self.privacy.trust != "distributed" or fewest <= holders <= MAX_HOLDERS:
             return
         raise Refused(

@@ -30,6 +30,7 @@ __all__ = [
     "Advert",
     "Cohort",
     "Terms",
+    "fewest_holders",
     "threshold",
 ]
 
@@ -52,6 +53,15 @@ def threshold(holders: int) -> int:
     share an honest holder (Bonawitz et al. 2017, section 6.2).
     """
     return 2 * holders // 3 + 1
+
+
+def fewest_holders(tolerated: int) -> int:
+    """Return how few holders may be summed if ``tolerated`` of them may collude with the coordinator.
+
+    From 2 * threshold - n colluding holders on, two lists of survivors can be opened in one round, and their
+    difference is one holder's values. 3 * tolerated - 1 is the least n from which on that is out of reach.
+    """
+    return max(MIN_HOLDERS, 3 * tolerated - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

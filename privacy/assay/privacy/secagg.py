@@ -155,11 +155,10 @@ class Member:
         """
         asked = self._roll(active, "active holders")
         made = self._joined.context(round=round, rounds=rounds, question=question, active=asked)
-        if round not in self._rounds:
-            self._made.pop(made, None)
-            self._made[made] = _Round(number=round, context=made, active=asked)
-            if len(self._made) > _MAX_MADE:
-                del self._made[next(iter(self._made))]  # the oldest
+        self._made.pop(made, None)
+        self._made[made] = _Round(number=round, context=made, active=asked)
+        if len(self._made) > _MAX_MADE:
+            del self._made[next(iter(self._made))]  # the oldest
         return made
 
     def shares(self) -> bytes:

@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.models.schema import Study
+from assay.privacy.cohort import fewest_holders
 from assay.privacy.errors import Refused
-from assay.privacy.secagg import MIN_HOLDERS, Tally
+from assay.privacy.secagg import Tally
 from assay.privacy.wire import Consent, Masked, MaskRequest, Message, Opened, OpenRequest, SurvivorsRequest
 from assay.server.sessions import Sessions, SessionSetup
 from assay.server.sums import Aborted, Panel, Question, SessionAnswer, Summed, TooFewHolders
@@ -102,8 +103,7 @@ class SecureSums:
         """
         self._panel, self._sessions, self._answers = panel, sessions, minimum
         self._tolerated = study.privacy.tolerated
-        # Of fewer, the tolerated ones would know all the noise but one share.
-        self._asked = max(minimum, MIN_HOLDERS, self._tolerated + 2)
+        self._asked = max(minimum, fewest_holders(self._tolerated))
         self._setup = SessionSetup(
             panel,
             sessions,
