@@ -1,6 +1,7 @@
 """What the documents name exists: tests, files, folders, modules and headings."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def prose(document):
     return re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
+@functools.cache
 def existing_tests():
     found = set()
     for path in (ROOT / "tests").glob("test_*.py"):

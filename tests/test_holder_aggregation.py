@@ -1,5 +1,6 @@
 """Secure aggregation at a holder: one question per round, one list per opening, the same after a crash."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -551,6 +552,8 @@ class TestOpening:
             terms = four.tallies[RUN, 0].cohort.terms
             member = Member(name=name, terms=terms, seed=bytes.fromhex(seed), identity=IDENTITIES[name])
             member.join(four.tallies[RUN, 0].cohort.raw)
+            question = hashlib.sha256(bytes(8)).digest()  # theta of the counts: one zero
+            assert member.context(round=0, rounds=0, question=question, active=FOUR) == context
             consents[name] = member.consent(0, context, NAMES)
         without_west = four.open_request("north", 0, survivors=NAMES, active=FOUR, proofs=consents)
         assert refusal(home, without_west) == "changed"

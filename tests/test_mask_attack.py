@@ -40,7 +40,9 @@ class Transcript:
         for name, member in members.items():
             member.join(adverts)
             tally.add_shares(name, member.shares())
-        self.context = tally.context(round=1, rounds=ROUNDS, question=b"theta", active=NAMES)
+        question = {"round": 1, "rounds": ROUNDS, "question": b"theta", "active": NAMES}
+        self.context = tally.context(**question)
+        assert {member.context(**question) for member in members.values()} == {self.context}
         self.vectors = {name: rng.integers(-(2**42), 2**42, SIZE) for name in NAMES}
         asked = {"round": 1, "context": self.context, "active": NAMES}
         self.masked = {name: members[name].masked(self.vectors[name], **asked) for name in NAMES}
