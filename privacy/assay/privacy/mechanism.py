@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.privacy.accounting import require_smooth
-from assay.privacy.errors import BadInput
+from assay.privacy.errors import AssayError, BadInput
 from assay.privacy.noise import Entropy, discrete_gaussian
 
 __all__ = ["MAX_CONTRIBUTORS", "VALUE_BOUND", "IntegerMechanism"]
@@ -109,7 +109,8 @@ class IntegerMechanism:
         =====================  ====================================================================
         NaN or infinity        refused, nothing is returned
         another size           refused
-        noisy value too large  refused; whether it is depends on the noisy values alone
+        a sum that is too      cut at the bound before the noise is added: millions of persons at one
+        large for the grid     holder under a large epsilon. To refuse it would say something about them
         nobody in the data     the noise alone
         =====================  ====================================================================
 
@@ -127,13 +128,11 @@ class IntegerMechanism:
             raise BadInput("clipped sum", value=clipped_sum.shape, allowed=f"{self.size} values, flat")
         if not bool(np.isfinite(clipped_sum).all()):
             raise BadInput("clipped sum", allowed="finite numbers", remedy="Run assay client check")
-        # Cutting every coordinate at the same public bound brings no two sums further apart.
-        units = np.rint(np.clip(clipped_sum / self.unit, -2.0 * VALUE_BOUND, 2.0 * VALUE_BOUND))
+        # Cutting every coordinate at the same public bound brings no two sums further apart. Noise beyond
+        # fifteen standard deviations, which would carry the result over VALUE_BOUND, does not happen.
+        bound = float(VALUE_BOUND - 1 - math.ceil(15 * math.sqrt(self.share_variance)))
+        units = np.clip(np.rint(clipped_sum / self.unit), -bound, bound)
         noisy = units.astype(np.int64) + discrete_gaussian(self.size, self.share_variance, entropy)
         if not bool((np.abs(noisy) < VALUE_BOUND).all()):
-            raise BadInput(
-                "noisy sum",
-                allowed="below 2^43 grid units",
-                remedy="Split the records over several holders, or choose a smaller epsilon",
-            )
+            raise AssayError("noise beyond fifteen standard deviations; nothing is released")
         return noisy

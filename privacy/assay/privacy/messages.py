@@ -184,7 +184,8 @@ class Declined(_Message):
 
     Attributes:
         code: a word of :data:`DECLINE_CODES`. ``"data"`` says that the holder's records cannot be used for
-            the study or are too few: the one bit beside releases that depends on records.
+            the study or are too few: with :class:`Accepted`, which says the opposite, the one bit beside
+            releases that depends on records.
     """
 
     kind: ClassVar[str] = "declined"
