@@ -122,7 +122,7 @@ class TestSensitivity:
 
     @pytest.mark.parametrize("value", [1e12, 1e300])
     def test_a_sum_beyond_the_grid_is_cut_before_the_noise_and_never_refused(self, value):
-        """A refusal would be a bit about the records, and asking again would draw new noise for one charge."""
+        """A refusal would be a bit about the records, and asking again a second draw for one charge."""
         one = mechanism(size=2)
         for _ in range(20):
             low, high = one.noisy(np.array([-value, value]))
@@ -130,7 +130,7 @@ class TestSensitivity:
             assert 0.99 * VALUE_BOUND < high < VALUE_BOUND
 
     def test_the_noisiest_mechanism_still_leaves_room_for_a_sum(self):
-        one = mechanism(size=2, noise_multiplier=2.6e8)
+        one = mechanism(size=2, noise_multiplier=1.6e8)
         assert np.abs(one.noisy(np.array([1e300, -1e300]))).max() < VALUE_BOUND
 
     def test_noise_that_never_happens_releases_nothing(self, monkeypatch):
