@@ -381,7 +381,7 @@ def test_the_identity_key_cannot_rewrite_the_log_below_the_newest_row(site):
         (lambda kind, data: None if data.get("round") == 1 else (kind, data), "ledger row 14 has no entry"),
         (
             lambda kind, data: (
-                (kind, data | {"payload_sha256": "0" * 64}) if data.get("round") == 1 else (kind, data)
+                (kind, data | {"row_sha256": "0" * 64}) if data.get("round") == 1 else (kind, data)
             ),
             "no such row 14",
         ),
@@ -391,6 +391,10 @@ def test_the_identity_key_cannot_rewrite_the_log_below_the_newest_row(site):
         ),
         (
             lambda kind, data: (kind, data | {"run": "c" * 32}) if kind == "closed" else (kind, data),
+            "no such row 19",
+        ),
+        (
+            lambda kind, data: (kind, data | {"row_sha256": "0" * 64}) if kind == "closed" else (kind, data),
             "no such row 19",
         ),
     ],

@@ -1,5 +1,6 @@
 """The audit log: what was acknowledged is there, in order, and nothing of it can be changed unnoticed."""
 
+import hashlib
 import json
 import os
 import resource
@@ -100,7 +101,7 @@ def test_a_log_in_memory_needs_no_file():
 
 def test_it_says_which_rounds_have_an_entry():
     with AuditLog.open(None, IDENTITY) as log:
-        log.append("release", run="a", round=0, payload_sha256="00", ledger_seq=3)
+        log.append("release", run="a", round=0, row_sha256="00", ledger_seq=3)
         assert log.has("release", run="a", round=0)
         assert not log.has("release", run="a", round=1)
         assert not log.has("open", run="a", round=0)
@@ -135,7 +136,7 @@ def test_no_field_of_a_leaf_can_name_a_person():
     """A new field has to be looked at: does it depend on a record?"""
     assert {name for names in FIELDS.values() for name in names} == {
         *("run", "round", "session", "ledger_seq", "version", "code", "question", "outcome"),
-        *("study", "sha256", "payload_sha256", "holders", "heads", "signature"),
+        *("study", "sha256", "row_sha256", "holders", "heads", "signature"),
     }
 
 
@@ -418,12 +419,34 @@ def test_each_release_opening_and_close_gets_one_entry(tmp_path, path):
         assert log.has("closed", run="a")
 
 
+def test_no_entry_holds_a_hash_that_a_guess_of_what_was_released_would_confirm(tmp_path, path):
+    """The heads leave with every answer; the hash of the row is blinded by its random next key."""
+    guesses = [hashlib.sha256(guess).hexdigest() for guess in (b"0", b"1", b"x,y,z")]
+    named = []
+    for holder in ("one", "two"):  # the same history twice
+        (tmp_path / holder).mkdir()
+        path = tmp_path / holder / "audit.log"
+        with AuditLog.open(path, IDENTITY, Clock()) as log, books(tmp_path / holder, log) as ledger:
+            for number in (0, 1):
+                release(ledger, number)
+                ledger.open_round(run="a", round=number, survivors="x,y,z")
+            ledger.close_run(run="a", outcome="done")
+            log.follow(ledger)
+            followers = {row["seq"] - 1: row["prev_hash"] for row in ledger.summary(LIMITS).entries}
+            newest, followers[newest] = ledger.head()
+        assert not [guess for guess in guesses if guess in path.read_text()]
+        leaves = [json.loads(line)["leaf"]["data"] for line in path.read_bytes().splitlines()]
+        assert all(leaf["row_sha256"] == followers[leaf["ledger_seq"]] for leaf in leaves)
+        named.append({leaf["row_sha256"] for leaf in leaves})
+    assert len(named[0] | named[1]) == 10
+
+
 def test_an_entry_names_no_row_twice(tmp_path):
     with AuditLog.open(None, IDENTITY) as log:
-        log.append("release", run="a", round=0, payload_sha256="00", ledger_seq=3)
+        log.append("release", run="a", round=0, row_sha256="00", ledger_seq=3)
         for row in (2, 3):
             with pytest.raises(BadInput, match="behind row 3"):
-                log.append("release", run="a", round=0, payload_sha256="00", ledger_seq=row)
+                log.append("release", run="a", round=0, row_sha256="00", ledger_seq=row)
 
 
 def test_every_ledger_row_names_the_log_it_was_written_beside(tmp_path, path):

@@ -14,7 +14,7 @@ from assay.privacy.errors import BadData, Refused, Tampered
 from assay.privacy.heads import Heads, countersign
 from assay.privacy.keys import Identity
 from assay.privacy.secagg import Member
-from assay.privacy.wire import Accepted, Close
+from assay.privacy.wire import Accepted, Close, Release
 
 QUESTIONS = ("offer", "mask", "close")
 
@@ -154,6 +154,24 @@ class TestCountersignatures:
         assert home.ledger.open_runs() == (RUN,)
 
 
+class TestHeads:
+    def test_an_entry_written_meanwhile_by_another_thread_splits_no_heads(self, tmp_path, monkeypatch):
+        """Heads that never existed would have this holder refuse everything from then on."""
+        north = holder(tmp_path)
+        log, real = north._books.audit, AuditLog.root.fget
+
+        def late(self):
+            self.append("stop")
+            return real(self)
+
+        monkeypatch.setattr(AuditLog, "root", property(late))
+        for question in (offer(), counts()):
+            heads = Heads.parse(north.answer(question).heads)
+            assert log.root_at(heads.log_size) == heads.log_root
+            log.append("stop")
+        assert isinstance(north.answer(replace(counts(), heads=heads.text)), Release)
+
+
 class TestTheLog:
     def test_every_decision_stands_in_it(self, three):
         home = three.homes["north"]
@@ -169,8 +187,9 @@ class TestTheLog:
         assert home.log("refused") == [{"run": RUN, "question": "survivors", "code": "holders"}]
         assert home.log("declined") == [{"run": OTHER_RUN, "code": "epsilon"}]
         assert home.log("accepted") == [{"run": RUN, "study": three.study.digest}]
-        (row,) = home.rows("release")
-        assert home.log("release")[0]["payload_sha256"] == row["payload_sha256"]
+        (release,) = home.log("release")
+        after = next(row for row in home.rows() if row["seq"] == release["ledger_seq"] + 1)
+        assert release["row_sha256"] == after["prev_hash"]
 
     def test_what_is_wrong_with_records_is_one_word_in_it(self, tmp_path):
         def load(_):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import signal
 import sqlite3
 import stat
@@ -21,7 +22,7 @@ from assay.privacy.cli import app
 from assay.privacy.errors import BadInput, Refused, Tampered, Unavailable
 from assay.privacy.keys import Identity, canonical_json
 from assay.privacy.ledger import YEAR_S, Ledger, Limits
-from assay.privacy.ledger_store import COLUMNS
+from assay.privacy.ledger_store import COLUMNS, LedgerStore
 
 IDENTITY = Identity.generate()
 COST = RunCost.of(PrivacyTarget(epsilon=1.0, delta=1e-6))
@@ -236,10 +237,19 @@ def test_the_same_round_is_charged_once_and_gives_the_same_bytes(ledger):
     assert [entry["kind"] for entry in ledger.summary(LIMITS).entries[2:]] == ["charge", "release"]
 
 
-def test_released_bytes_are_given_again_after_the_run_is_closed(ledger):
+def test_a_closed_run_gives_nothing_again_and_has_nothing_to_give(ledger):
     play(ledger, "a")
-    assert charge(ledger, number=0) == b"0"
-    assert ledger.release(run="a", round=0, payload=b"new noise") == b"0"
+    for call in (
+        lambda: charge(ledger, number=0),
+        lambda: charge(ledger, number=0, sensitivity=4.0),
+        lambda: ledger.release(run="a", round=0, payload=b"new noise"),
+    ):
+        with pytest.raises(Refused) as caught:
+            call()
+        assert caught.value.code == "closed"
+    assert {row["payload"] for row in ledger._store._db.execute("SELECT payload FROM ledger")} == {None}
+    assert ledger.summary(LIMITS).entries[3]["payload_sha256"] == hashlib.sha256(b"0").hexdigest()
+    ledger.verify()
 
 
 @pytest.mark.parametrize(
@@ -533,8 +543,10 @@ TAMPERING = {
         "DELETE FROM ledger WHERE seq = 4; UPDATE ledger SET seq = seq - 1 WHERE seq > 4",
         "row 4",
     ),
-    "a changed payload": ("UPDATE ledger SET payload = x'00' WHERE seq = 6", "row 6: the released bytes"),
-    "a removed payload": ("UPDATE ledger SET payload = NULL WHERE seq = 6", "row 6: the released bytes"),
+    "another payload than was erased": (
+        "UPDATE ledger SET payload = x'00' WHERE seq = 6",
+        "row 6: the released bytes are not those that were signed",
+    ),
     "an edited question": ("UPDATE ledger SET question = 'other' WHERE seq = 3", "row 3"),
     "an edited noise share": ("UPDATE ledger SET noise_share = 0.5 WHERE seq = 3", "row 3"),
     "another next key": ("UPDATE ledger SET next_key = prev_hash WHERE seq = 4", "row 4"),
@@ -566,6 +578,38 @@ def test_tampering_is_noticed_and_the_first_bad_row_is_named(path, script, words
     tamper(path, script)
     with Ledger.open(path, IDENTITY, read_only=True) as reader, pytest.raises(Tampered, match=words):
         reader.verify()
+    with pytest.raises(Tampered, match=words):
+        Ledger.open(path, IDENTITY)
+
+
+OPEN_TAMPERING = {
+    "a changed payload": ("payload = x'00' WHERE seq = 7", "row 7: the released bytes are not those"),
+    "a removed payload": ("payload = NULL WHERE seq = 7", "row 7: the released bytes are missing"),
+    "all released payloads removed": (
+        "payload = NULL WHERE kind = 'release'",
+        "row 4: the released bytes are missing",
+    ),
+    "a removed list of survivors": (
+        "payload = NULL WHERE seq = 5",
+        "row 5: the released bytes are not those",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), OPEN_TAMPERING.values(), ids=OPEN_TAMPERING.keys())
+def test_what_an_open_run_released_must_be_there(path, change, words):
+    """Also where another run is closed, which erases its own releases and no others."""
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+        charge(ledger, number=0, event=COST.gradient(40))
+        ledger.release(run="a", round=0, payload=b"first")
+        ledger.open_round(run="a", round=0, survivors="x,y,z")
+        charge(ledger, number=1, event=COST.gradient(40))
+        ledger.release(run="a", round=1, payload=b"second")
+        play(ledger, "b", study="other", rounds=1)
+        assert charge(ledger, number=1, event=COST.gradient(40)) == b"second"
+        ledger.verify()
+    tamper(path, f"UPDATE ledger SET {change}")
     with pytest.raises(Tampered, match=words):
         Ledger.open(path, IDENTITY)
 
@@ -714,6 +758,50 @@ def test_no_file_holds_a_release_key_that_signed(path):
         note()
         search()
     assert len(set(keys)) == 38
+
+
+@pytest.mark.parametrize("size", [16, 300, 1000, 3000, 9000])
+def test_no_file_holds_what_a_closed_run_released(path, size):
+    """Nor a part of it on a page that SQLite moved rows away from, nor in the write-ahead log."""
+    payloads = [random.Random(number).randbytes(size) for number in range(12)]
+
+    def left():
+        files = b"".join(file.read_bytes() for file in path.parent.iterdir())
+        return [
+            number
+            for number, payload in enumerate(payloads)
+            if any(payload[at : at + 8] in files for at in range(0, size, 8))
+        ]
+
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+        for number, payload in enumerate(payloads):
+            charge(ledger, number=number, event=COST.gradient(40))
+            ledger.release(run="a", round=number, payload=payload)
+            ledger.open_round(run="a", round=number, survivors="x,y,z")
+        assert left() == list(range(12))
+        ledger.close_run(run="a", outcome="done")
+        assert left() == []
+        ledger.verify()
+    assert left() == []
+
+
+def test_a_run_is_closed_and_erased_or_neither(path, monkeypatch):
+    with Ledger.open(path, IDENTITY, Clock()) as ledger:
+        ledger.reserve(study="card", run="a", planned=COST.total(1), limits=LIMITS)
+        charge(ledger)
+        ledger.release(run="a", round=0, payload=b"first")
+
+        def fail(*_):
+            raise KeyError
+
+        with monkeypatch.context() as failing:
+            failing.setattr(LedgerStore, "erase_releases", fail)
+            with pytest.raises(KeyError):
+                ledger.close_run(run="a", outcome="done")
+        assert ledger.open_runs() == ("a",)
+        assert charge(ledger) == b"first"
+        ledger.verify()
 
 
 def test_a_crash_leaves_no_release_key_behind_the_next_start(path, tmp_path):

@@ -6,7 +6,7 @@ Works offline, on the files of one holder's directory, also while its daemon run
 log                    every line is signed by the holder and in its place (``auditlog``)
 ledger                 every row is signed by its release key, chained and complete (``ledger_store``)
 row and entry          each release, opening and close of the ledger has exactly one entry, with the same
-                       run, round and hash, and each such entry has its row
+                       run, round and hash of the row, and each such entry has its row
 log head in a row      the log contains the entries that each ledger row says were there before it
 countersigned heads    ledger and log contain what the coordinator's signatures in the log speak of
 witness                likewise for heads that the coordinator hands out (``assay server witness``): the only

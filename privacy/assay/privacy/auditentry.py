@@ -22,7 +22,7 @@ from assay.privacy.merkle import MerkleTree
 
 __all__ = ["FIELDS", "Entry", "decode", "encode", "is_whole"]
 
-_ROW = frozenset({"ledger_seq", "payload_sha256", "round", "run"})
+_ROW = frozenset({"ledger_seq", "round", "row_sha256", "run"})
 FIELDS: dict[str, frozenset[str]] = {
     "start": frozenset({"version"}),
     "stop": frozenset(),
@@ -32,7 +32,7 @@ FIELDS: dict[str, frozenset[str]] = {
     "session": frozenset({"holders", "run", "session"}),
     "release": _ROW,
     "open": _ROW,
-    "closed": frozenset({"ledger_seq", "outcome", "run"}),
+    "closed": frozenset({"ledger_seq", "outcome", "row_sha256", "run"}),
     "countersigned": frozenset({"heads", "signature"}),
     "refused": frozenset({"code", "question", "run"}),
 }
@@ -92,7 +92,7 @@ class Entry:
             kind="close" if self.kind == "closed" else self.kind,
             run=data["run"],
             round=data.get("round"),
-            payload_sha256=data.get("payload_sha256"),
+            row_sha256=data["row_sha256"],
             outcome=data.get("outcome"),
         )
 

@@ -8,7 +8,9 @@ ordered         every line carries the root of the RFC 6962 tree (``merkle``) ov
 agreeing        a release, an opening and a close stand in the ledger *and* here (:meth:`AuditLog.follow`),
                 and ledger rows name the size and root the log had (``Ledger.open(log_head=...)``)
 no person       a leaf holds the fields of :data:`FIELDS` and no others: names of runs, numbers of rounds,
-                hashes, codes; nothing of a record, so that a record can be deleted and the log stays whole
+                hashes, codes; nothing of a record, so that a record can be deleted and the log stays whole.
+                What was released is named by the hash of its ledger row, which covers a random key: no
+                guess can be tried on it
 ==============  =====================================================================================
 
 What the file alone cannot show is that whole lines were cut off its end: the ledger, and the heads that the
@@ -210,16 +212,12 @@ class AuditLog:
         with self._mutex:
             self._require_one_age(ledger)
             for row in ledger.landmarks(after=self._last_row):
+                named: dict[str, str | int] = {"run": row.run, "ledger_seq": row.seq}
+                named["row_sha256"] = row.row_sha256
                 if row.kind == "close":
-                    self.append("closed", run=row.run, outcome=row.outcome or "", ledger_seq=row.seq)
+                    self.append("closed", outcome=row.outcome or "", **named)
                 else:
-                    self.append(
-                        row.kind,
-                        run=row.run,
-                        round=row.round or 0,
-                        payload_sha256=row.payload_sha256 or "",
-                        ledger_seq=row.seq,
-                    )
+                    self.append(row.kind, round=row.round or 0, **named)
 
     def _require_one_age(self, ledger: Ledger) -> None:
         """Compare the newest of both; ``audit`` compares all."""

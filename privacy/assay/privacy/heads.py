@@ -1,9 +1,9 @@
 """Where a holder's ledger and audit log stand, and the coordinator's word that it has seen them there.
 
 A ledger cannot notice that the whole directory it lies in is an older copy, or one of two that go on side
-by side. Somebody else has to remember where it stood. So every answer of a holder carries its heads, and
-every question carries the heads that the coordinator saw last; a holder whose ledger or log does not
-contain those answers nothing.
+by side. Somebody else has to remember where it stood. So offers, closes and the questions that spend (counts,
+gradient, mask) carry the heads that the coordinator saw last, and their answers the heads as they are then; a
+holder whose ledger or log does not contain what such a question names refuses it.
 """
 
 from __future__ import annotations

@@ -7,17 +7,23 @@ reserve      before the first round, for the whole run: refused whole if a cap w
 charge       before anything is computed from records; durable when the call returns; no refunds
 release      the bytes that leave; the same (run, round) gives the same bytes and is charged once
 open         the one list of survivors whose sum this holder helps to open; a round is opened once
-close        what was reserved and not charged is free again
+close        what was reserved and not charged is free again, and the bytes released are erased
 ===========  =======================================================================================
+
+Under secure aggregation the bytes of a release are integers *before* masking, with a share of the noise
+only. They are kept while a question may be asked again and no longer: a copy of the ledger that is handed to
+an auditor, or stolen, holds those of runs that were open. Of a closed run it holds their hash, which the row
+signs.
 
 The rows are signed and chained (``ledger_store``), so that :meth:`Ledger.verify` notices an edited, deleted,
 swapped or forged row, also one signed anew with the identity key, and a tail that was cut off.
 
 A whole older copy of the file put back in its place is genuine in itself. It is noticed by whoever has seen
-a later row: the coordinator, which names the head it saw with every question (:meth:`Ledger.require_prefix`),
-and the audit log beside the ledger. Not noticed at all: a ledger written anew from its first row by somebody
-who holds the identity key, where nobody kept a head; and a system clock set forward, which lets the rolling
-year end early. A clock set back changes nothing: time in the ledger never runs backwards.
+a later row: the coordinator, which names the head it saw with offers, closes and the questions that spend
+(:meth:`Ledger.require_prefix`), and the audit log beside the ledger. Not noticed at all: a ledger written
+anew from its first row by somebody who holds the identity key, where nobody kept a head; and a system clock
+set forward, which lets the rolling year end early. A clock set back changes nothing: time in the ledger
+never runs backwards.
 """
 
 from __future__ import annotations
@@ -43,7 +49,7 @@ from assay.privacy.ledger_account import (
     require_open,
     require_room,
 )
-from assay.privacy.ledger_store import COLUMNS, LedgerStore
+from assay.privacy.ledger_store import COLUMNS, LedgerStore, row_hash
 
 __all__ = ["RESTORED", "YEAR_S", "Landmark", "Ledger", "LedgerSummary", "Limits"]
 
@@ -84,8 +90,8 @@ class Landmark(NamedTuple):
         kind: ``"release"``, ``"open"`` or ``"close"``.
         run: the run.
         round: the round; None for a close.
-        payload_sha256: hash of the bytes that left or of the survivors, 64 hexadecimal digits; None for a
-            close.
+        row_sha256: hash of the whole row, 64 hexadecimal digits. It covers the hash of what was released, and
+            a random key, so that nobody who sees it without the row can try out what was released.
         outcome: how a run ended; None for the others.
     """
 
@@ -93,7 +99,7 @@ class Landmark(NamedTuple):
     kind: str
     run: str
     round: int | None
-    payload_sha256: str | None
+    row_sha256: str
     outcome: str | None
 
 
@@ -209,7 +215,8 @@ class Ledger:
 
         Returns:
             The bytes released earlier for this (run, round), which must be sent again instead of new
-            ones; None where there are none yet. A round charged before is not charged again.
+            ones; None where there are none yet. A round charged before is not charged again, and a closed
+            run gives nothing again.
 
         Raises:
             Refused: the run is unknown (``"unknown"``) or closed (``"closed"``), the round was charged
@@ -226,14 +233,14 @@ class Ledger:
         cost |= {"noise_share": float(noise_share), "question": question}
         with self._store.transaction():
             state = self._run(run)
+            require_open(run, state)  # first: what a closed run released is erased
             charged = self._store.row(run, round, "charge")
             if charged is not None:
                 _require_same(charged, cost)
                 released = self._store.row(run, round, "release")
                 if released is not None:
                     return bytes(released["payload"])
-            require_open(run, state)
-            if charged is None:
+            else:
                 if not state.has_room_for(event):
                     raise Refused(f"run {run} has used up what it reserved", code="budget")
                 self._append(kind="charge", study=state.study, run=run, round=round, **cost)
@@ -246,16 +253,17 @@ class Ledger:
             The bytes to send: ``payload``, or what was stored for this (run, round) before.
 
         Raises:
-            Refused: the round was never charged (``"unknown"``) or the run is closed (``"closed"``).
+            Refused: the run is unknown or the round was never charged (``"unknown"``), or the run is closed
+                (``"closed"``).
         """
         with self._store.transaction():
+            state = self._run(run)
+            require_open(run, state)  # first: what a closed run released is erased
             stored = self._store.row(run, round, "release")
             if stored is not None:
                 return bytes(stored["payload"])
-            state = self._run(run)
             if self._store.row(run, round, "charge") is None:
                 raise Refused(f"round {round} of run {run} was not charged", code="unknown")
-            require_open(run, state)
             self._append(kind="release", study=state.study, run=run, round=round, payload=payload)
         self._store.fold()
         return payload
@@ -291,7 +299,9 @@ class Ledger:
             self._append(kind="open", study=state.study, run=run, round=round, payload=payload)
 
     def close_run(self, *, run: str, outcome: str) -> None:
-        """End a run: what it reserved and did not charge is free again. Closing twice changes nothing.
+        """End a run: what it reserved and did not charge is free again, and what it released is erased.
+
+        Closing twice changes nothing.
 
         Raises:
             Refused: the run is unknown (``"unknown"``).
@@ -300,6 +310,7 @@ class Ledger:
             state = self._run(run)
             if not state.closed:
                 self._append(kind="close", study=state.study, run=run, outcome=outcome)
+                self._store.erase_releases(run)
         self._store.fold()
 
     def charged(self, run: str) -> tuple[Event, ...]:
@@ -384,7 +395,7 @@ class Ledger:
         with self._store.transaction(write=False):
             rows = self._store.rows(after)
         return tuple(
-            Landmark(*(row[name] for name in Landmark._fields))
+            Landmark(row["seq"], row["kind"], row["run"], row["round"], row_hash(row), row["outcome"])
             for row in rows
             if row["kind"] in ("release", "open", "close")
         )

@@ -13,9 +13,10 @@ not shortened    a head signed by the identity (context "ledger-head") names the
 
 The release key ratchets forward: the key of the next row is drawn when a row is written, and takes the place
 of the key that signed it in the same transaction. The write-ahead log, which holds the page as it was, is
-emptied behind every release and close (:meth:`LedgerStore.fold`). So neither the identity key nor today's
-files are enough to write another row in the place of the last release or of any row before it, and two
-different rows signed by one release key prove that a ledger was continued twice, from a copy.
+emptied behind every release and close (:meth:`LedgerStore.fold`); the payloads that a close erased go with
+it. So neither the identity key nor today's files are enough to write another row in the place of the last
+release or of any row before it, and two different rows signed by one release key prove that a ledger was
+continued twice, from a copy.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from assay.privacy.errors import BadInput, Tampered, Unavailable
 from assay.privacy.files import PRIVATE_FILE, require_private
 from assay.privacy.keys import Identity, canonical_json, verify
 
-__all__ = ["COLUMNS", "LedgerStore", "create_private"]
+__all__ = ["COLUMNS", "LedgerStore", "create_private", "row_hash"]
 
 SCHEMA_VERSION = 2
 _BUSY_S = 10.0
@@ -130,7 +131,7 @@ class LedgerStore:
                 self._held = None
 
     def fold(self) -> None:
-        """Bring the write-ahead log home: it holds release keys that are replaced by now.
+        """Bring the write-ahead log home: it holds release keys and payloads that are gone by now.
 
         It also makes a copy of the one file a copy of the ledger. Not behind every row, since it costs three
         more disk flushes. Where a reader is in the way, the log stays for the next time: a release does not
@@ -199,10 +200,14 @@ class LedgerStore:
         body = _body(row)
         signature = self._signer(seq).sign("ledger", body)
         self._db.execute(_INSERT, [*(row[column] for column in COLUMNS), payload, signature])
-        digest = hashlib.sha256(body).hexdigest()
+        digest = row_hash(row)
         signature = self._identity.sign("ledger-head", _head_body(seq + 1, digest))
         self._db.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?, ?)", (seq + 1, digest, signature))
         self._db.execute("INSERT OR REPLACE INTO release_key VALUES (1, ?)", (following.private_bytes_raw(),))
+
+    def erase_releases(self, run: str) -> None:
+        """Erase the payloads of a run's releases, behind its close; inside a writing transaction."""
+        self._db.execute("UPDATE ledger SET payload = NULL WHERE run = ? AND kind = 'release'", (run,))
 
     def _signer(self, seq: int) -> Identity:
         """Return the key that signs the row behind row ``seq``."""
@@ -218,23 +223,27 @@ class LedgerStore:
             Tampered: names the first row that is not what the holder wrote.
         """
         with self.transaction(write=False):
-            seq, last, key = self._verify_rows()
+            seq, last, key, missing = self._verify_rows()
             with _damage_named(f"{self._name}: the head"):
                 self._verify_head(seq, last, self._db.execute("SELECT * FROM head").fetchone())
             with _damage_named(f"{self._name}: the release key"):
                 self._verify_release_key(seq, key)
+            if missing is not None:  # after the head: where the close was cut off, the head says so
+                raise Tampered(f"{self._name}: row {missing}: the released bytes are missing")
             # The indexes too: they say whether a round was charged and released before.
             found = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if found != "ok":
                 raise Tampered(f"{self._name}: damaged: {found}")
 
-    def _verify_rows(self) -> tuple[int, str, bytes]:
+    def _verify_rows(self) -> tuple[int, str, bytes, int | None]:
         """Check row after row, so that no more than one payload is in memory.
 
         Returns:
-            Number and hash of the last row, and the public key that signs the next.
+            Number and hash of the last row, the public key that signs the next, and the first release whose
+            payload is erased though its run has no close.
         """
         seq, last, key = 0, self._genesis, self._identity.public
+        erased: dict[str, int] = {}  # by run, the first
         for row in self._db.execute("SELECT * FROM ledger ORDER BY seq"):
             seq += 1
             what = f"{self._name}: row {seq}"
@@ -245,10 +254,14 @@ class LedgerStore:
                 verify(key, "ledger", body, row["signature"], what=what)
                 if row["prev_hash"] != last:
                     raise Tampered(f"{what} does not follow the row before it")
-                if row["payload_sha256"] != _digest(row["payload"]):
+                if row["kind"] == "close":
+                    erased.pop(row["run"], None)
+                if row["kind"] == "release" and row["payload"] is None:
+                    erased.setdefault(row["run"], seq)
+                elif row["payload_sha256"] != _digest(row["payload"]):
                     raise Tampered(f"{what}: the released bytes are not those that were signed")
-                last, key = hashlib.sha256(body).hexdigest(), bytes.fromhex(row["next_key"])
-        return seq, last, key
+                last, key = row_hash(row), bytes.fromhex(row["next_key"])
+        return seq, last, key, min(erased.values(), default=None)
 
     def _verify_release_key(self, seq: int, key: bytes) -> None:
         if not seq:
@@ -274,6 +287,11 @@ class LedgerStore:
 def _body(row: sqlite3.Row | dict[str, Any]) -> bytes:
     """Return the bytes of a row that are hashed and signed: every column but payload and signature."""
     return canonical_json({column: row[column] for column in COLUMNS})
+
+
+def row_hash(row: sqlite3.Row | dict[str, Any]) -> str:
+    """Return the SHA-256 of a row, 64 hexadecimal digits: what the row behind it and the head name."""
+    return hashlib.sha256(_body(row)).hexdigest()
 
 
 def _head_body(seq: int, digest: str) -> bytes:
@@ -339,7 +357,7 @@ def _prepare(database: sqlite3.Connection, name: str, *, read_only: bool) -> Non
         database.execute("PRAGMA journal_mode = WAL")
         # With NORMAL an acknowledged charge can be lost in a power cut.
         database.execute("PRAGMA synchronous = FULL")
-        # A replaced release key is overwritten with zeros, not left on a free page.
+        # A replaced release key and an erased payload are overwritten with zeros, not left on a free page.
         database.execute("PRAGMA secure_delete = ON")
     if new:
         database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
