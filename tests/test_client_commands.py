@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 
 import pytest
 from federation_support import STUDY, assay, assay_json, write_records
@@ -25,6 +26,10 @@ def home(tmp_path):
 
 def identity_of(home):
     return Identity.load(home / enrol.IDENTITY_KEY)
+
+
+def opened_books(home):
+    return daemon_books(home, identity_of(home), threading.Event())
 
 
 def write_study(tmp_path, trust, extra=""):
@@ -79,7 +84,7 @@ def test_status_shows_where_ledger_and_log_stand(home):
     before = assay_json("client", "status", home)
     assert before["ledger_head"] == {"seq": 0, "hash": ""}
     assert before["audit_log"] == {"size": 0, "root": ""}
-    with daemon_books(home, identity_of(home)) as (ledger, audit):
+    with opened_books(home) as (ledger, audit):
         seq, digest = ledger.head()
         status = assay_json("client", "status", home)
         assert status["ledger_head"] == {"seq": seq, "hash": digest}
@@ -89,7 +94,7 @@ def test_status_shows_where_ledger_and_log_stand(home):
 
 def test_every_start_and_stop_and_the_policy_of_then_are_logged(home):
     for _ in range(2):
-        with daemon_books(home, identity_of(home)):
+        with opened_books(home):
             pass
     digest = hashlib.sha256((home / "client.toml").read_bytes()).hexdigest()
     assert [kind for kind, _ in leaves(home)] == ["start", "policy", "stop"] * 2
@@ -97,24 +102,24 @@ def test_every_start_and_stop_and_the_policy_of_then_are_logged(home):
 
 
 def test_a_stop_is_logged_when_the_daemon_fails(home):
-    with pytest.raises(MemoryError), daemon_books(home, identity_of(home)):
+    with pytest.raises(MemoryError), opened_books(home):
         raise MemoryError
     assert leaves(home)[-1][0] == "stop"
 
 
 def test_a_log_that_was_changed_stops_the_start(home):
-    with daemon_books(home, identity_of(home)):
+    with opened_books(home):
         pass
     text = (home / AUDIT_FILE).read_text()
     (home / AUDIT_FILE).write_text(text.replace('"kind":"policy"', '"kind":"stop"', 1))
-    with pytest.raises(Tampered), daemon_books(home, identity_of(home)):
+    with pytest.raises(Tampered), opened_books(home):
         pytest.fail("started")
 
 
 @pytest.mark.parametrize("name", [AUDIT_FILE, LEDGER_FILE])
 def test_books_that_others_can_read_stop_the_start(home, name):
-    with daemon_books(home, identity_of(home)):
+    with opened_books(home):
         pass
     (home / name).chmod(0o644)
-    with pytest.raises(BadInput, match="chmod 600"), daemon_books(home, identity_of(home)):
+    with pytest.raises(BadInput, match="chmod 600"), opened_books(home):
         pytest.fail("started")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from assay.client.holder import Holder, decline_code
-from assay.privacy.errors import BadData, BadInput, Refused
+from assay.privacy.errors import BadData, BadInput, Refused, Unavailable
 from assay.privacy.keys import Identity
 from assay.privacy.wire import Declined, Frame, open_frame, seal
 from assay.privacy.wire import Message as Question
@@ -55,7 +56,11 @@ def make_app(
 
 
 def _answer(holder: Holder, question: Question, log: Callable[[str], None]) -> Question:
-    """Answer, or decline with a word from a fixed list; the reason in full stays in the log."""
+    """Answer, or decline with a word from a fixed list; the reason in full stays in the log.
+
+    Raises:
+        Unavailable: the disk is full, or a database does not answer; worth another try.
+    """
     where = f"run {question.run[:8]} {question.kind} {getattr(question, 'round', '')}".rstrip()
     try:
         reply = holder.answer(question)
@@ -66,5 +71,9 @@ def _answer(holder: Holder, question: Question, log: Callable[[str], None]) -> Q
         # The cell of a record never enters a log.
         log(f"{where}: {error.without_cell() if isinstance(error, BadData) else error}")
         return Declined(run=question.run, code=decline_code(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Unavailable(f"{where}: {error.strerror}; nothing is answered") from None
     log(f"{where}: {reply.kind}")
     return reply

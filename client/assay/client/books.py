@@ -31,9 +31,8 @@ class Books:
     def heads(self) -> str:
         """Return where both stand now, as ``Heads.text``."""
         seq, digest = self.ledger.head()
-        return Heads(
-            ledger_seq=seq, ledger_hash=digest, log_size=self.audit.size, log_root=self.audit.root
-        ).text
+        size, _, root = self.audit.head().partition(":")  # one look at each: another thread may append
+        return Heads(ledger_seq=seq, ledger_hash=digest, log_size=int(size), log_root=root).text
 
     def require(self, seen: str) -> None:
         """Refuse to go on unless both contain what the coordinator saw last.

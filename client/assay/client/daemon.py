@@ -54,7 +54,8 @@ def run_daemon(directory: Path, stop: threading.Event, log: Callable[[str], None
 
     Args:
         directory: a holder's directory that has joined a federation.
-        stop: set from a signal handler; the daemon returns within seconds.
+        stop: set from a signal handler; the daemon returns within seconds. An answer that is being computed
+            then goes on until the process ends, which should be at once.
         log: where lines for the operator go. They hold nothing computed from records.
 
     Raises:
@@ -75,8 +76,8 @@ def run_daemon(directory: Path, stop: threading.Event, log: Callable[[str], None
     from assay.client.fleet import FleetLink, serve
     from assay.client.holder import Holder
 
-    status = _Status(directory / STATUS_FILE, log)
-    with daemon_books(directory, keys.identity) as (ledger, audit):
+    status, in_use = _Status(directory / STATUS_FILE, log), threading.Event()
+    with daemon_books(directory, keys.identity, in_use) as (ledger, audit):
         holder = Holder(
             name=config.name,
             identity=keys.identity,
@@ -104,47 +105,62 @@ def run_daemon(directory: Path, stop: threading.Event, log: Callable[[str], None
         )
         status.say(f"{config.name}: connecting to {joined.federation} at {joined.address}")
         try:
-            serve(app, link=link, journal_dir=directory / JOURNAL_DIR, stop=stop, log=status.say)
+            if serve(app, link=link, journal_dir=directory / JOURNAL_DIR, stop=stop, log=status.say):
+                in_use.set()
         finally:
             status.say("stopped", running=False)
 
 
 @contextlib.contextmanager
-def daemon_books(directory: Path, identity: Identity) -> Iterator[tuple[Ledger, AuditLog]]:
+def daemon_books(
+    directory: Path, identity: Identity, in_use: threading.Event
+) -> Iterator[tuple[Ledger, AuditLog]]:
     """Open the ledger and the audit log for as long as the daemon runs, and log that it does.
+
+    Args:
+        directory: the holder's.
+        identity: the holder's; signs both.
+        in_use: set at the end: a thread still works with the books. They are then left to the end of the
+            process, which neither of them minds; closed under that thread, they would look tampered with.
 
     Raises:
         AssayError: one of them does not verify, is held by another daemon or cannot be written.
     """
     policy = hashlib.sha256((directory / CONFIG_FILE).read_bytes()).hexdigest()
-    with (
-        AuditLog.open(directory / AUDIT_FILE, identity) as audit,
-        Ledger.open(directory / LEDGER_FILE, identity, log_head=audit.head) as ledger,
-    ):
+    with contextlib.ExitStack() as opened:
+        audit = opened.enter_context(AuditLog.open(directory / AUDIT_FILE, identity))
+        ledger = opened.enter_context(Ledger.open(directory / LEDGER_FILE, identity, log_head=audit.head))
         audit.follow(ledger)  # nothing is added to books that are not of one age
         audit.append("start", version=version("assay"))
         audit.append("policy", sha256=policy)
         try:
             yield ledger, audit
         finally:
+            if in_use.is_set():
+                opened.pop_all()  # first: the next line may fail
             audit.append("stop")
 
 
 class _Status:
-    """Logs lines and keeps the last one where ``assay client status`` finds it."""
+    """Logs lines and keeps the last one where ``assay client status`` finds it.
+
+    Safe to use from several threads. A disk that takes no line does not stop what the line is about.
+    """
 
     def __init__(self, path: Path, log: Callable[[str], None]) -> None:
-        self._path, self._log = path, log
+        self._path, self._log, self._lock = path, log, threading.Lock()
 
     def say(self, line: str, *, running: bool = True) -> None:
         """Log ``line`` and remember it."""
-        self._log(line)
+        with contextlib.suppress(OSError):
+            self._log(line)
         state = {"running": running, "pid": os.getpid(), "time": time.time(), "last": line}
         # For people who look now: whole or absent, but not worth a disk flush in every round.
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(state), encoding="utf-8")
-        temporary.chmod(0o600)
-        temporary.replace(self._path)
+        with self._lock, contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(state), encoding="utf-8")
+            temporary.chmod(0o600)
+            temporary.replace(self._path)
 
 
 def read_status(directory: Path) -> dict[str, Any]:

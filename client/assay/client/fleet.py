@@ -13,15 +13,20 @@ killed before the app ran        the journalled question is put to the app again
 killed after the app ran         the journalled answer is sent, byte for byte
 journal damaged                  it is dropped, with a line in the log; the question comes again
 journal's disk full              the question comes again, at the latest every 30 s while it is open
-the app raises                   a fixed error is sent; what it was stays in this holder's log
+the app raises Unavailable       no answer; the journalled question is put to the app again after a pause;
+                                 where that does not help within a minute, it is dropped and comes again, at
+                                 the latest every 30 s while it is open
+the app raises anything else     a fixed error is sent; what it was stays in this holder's log
 the app takes hours              heartbeats go on, from a thread of their own
 question withdrawn, run over     the answer is dropped, with a line in the log
-stop                             the wait or pause ends at once; a running app is left to its journal
+stop                             the wait or pause ends at once; a running app is left to its journal, and if
+                                 it fails then, the question is taken up at the next start
 ===============================  =======================================================================
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import os
@@ -62,8 +67,8 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from assay.client.link import FleetLink, Rejected
-from assay.client.session import FIRST_PAUSE_S, Replaced, Session, Stopped
-from assay.privacy.errors import AssayError, BadData, Refused
+from assay.client.session import FIRST_PAUSE_S, LONGEST_PAUSE_S, Replaced, Session, Stopped
+from assay.privacy.errors import AssayError, BadData, Refused, Unavailable
 from assay.privacy.files import PRIVATE_FILE, make_private_dir, write_durably
 
 __all__ = ["App", "FleetLink", "serve"]
@@ -80,11 +85,12 @@ class _Garbled(Exception):
 
 def serve(
     app: App, *, link: FleetLink, journal_dir: Path, stop: threading.Event, log: Callable[[str], None]
-) -> None:
+) -> bool:
     """Answer the coordinator's questions with ``app`` until ``stop`` is set, then return within 2 s.
 
     An app that is running then is not waited for: it is left in a daemon thread, and the journal puts the
-    question to the app again at the next start. The caller should end the process.
+    question to the app again at the next start. The caller should end the process, and until then leave
+    open what the app uses.
 
     Args:
         app: called with a message and a fresh context; must give the same answer when asked twice.
@@ -92,6 +98,9 @@ def serve(
         journal_dir: directory of this holder for the question and answer in hand; one daemon at a time.
         stop: set by a signal handler.
         log: takes one line at a time; it never gets a value from records.
+
+    Returns:
+        Whether an app was left running.
 
     Raises:
         BadInput: the certificate files do not fit, or are expired.
@@ -105,6 +114,7 @@ def serve(
     left_running = False
     try:
         left_running = _Daemon(app, link, journal_dir, stop, log).run()
+        return left_running
     finally:
         if not left_running:
             os.close(lock)
@@ -168,6 +178,11 @@ class _Daemon:
                 except (_Garbled, Rejected) as error:
                     self._clear()
                     pause = self._session.pause(f"question dropped: {error}", pause)
+                except Unavailable as error:
+                    if pause >= LONGEST_PAUSE_S:
+                        with contextlib.suppress(OSError):
+                            self._clear()  # it may be withdrawn, and others must not wait for it for ever
+                    pause = self._session.pause(f"question not answered: {error}", pause)
                 except OSError as error:
                     # The journal's disk is full or gone: nothing is answered that could not be repeated.
                     pause = self._session.pause(f"journal: {error.strerror}", pause)
@@ -212,6 +227,12 @@ class _Daemon:
         self._send(proto)
 
     def _run_app(self, question: Message) -> Message:
+        """Return the app's reply, or an error in its place.
+
+        Raises:
+            Unavailable: the app cannot answer now.
+            Stopped: it failed after the stop, perhaps for want of what the stop has closed.
+        """
         about = question.metadata
         context = Context(
             run_id=about.run_id, node_id=about.dst_node_id, node_config={}, state=RecordDict(), run_config={}
@@ -221,7 +242,11 @@ class _Daemon:
             reply = self._app(question, context)
             if not isinstance(reply, Message) or reply.metadata.reply_to_message_id != about.message_id:
                 raise TypeError("the application returned something else than a reply")
+        except Unavailable:
+            raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - no app error may stop the daemon
+            if self._stop.is_set():
+                raise Stopped from None
             self._log(f"application failed: {_without_values(error)}")
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "failed"), reply_to=question)
         finally:
