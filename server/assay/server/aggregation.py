@@ -10,7 +10,9 @@ somebody missing    the list of those that answered is stored; SurvivorsRequest 
 
 After a crash the same questions go out again with the same bytes, and holders answer them with the same
 bytes: what decides a question (keys, shares, survivors) is stored before anybody sees it. A list of
-survivors is never changed: holders open one list per round, so another would open nothing.
+survivors is never changed: holders open one list per round, so another would open nothing. Masked values
+are not stored. After a crash between an opening and its checkpoint they are asked for again, and where one
+of the holders that were to be opened is gone by then, the run is aborted.
 
 Nothing is opened where fewer than the threshold answer, or where more holders than the study tolerates
 took their share of the noise with them. The cryptography is :class:`assay.privacy.secagg.Tally`'s.

@@ -198,8 +198,9 @@ class Coordinator:
         kind = detail.pop("kind")
         detail["holders"] = list(detail["holders"])
         if kind in ("counts", "resumed") and progress.rounds:
-            self._registry.set_holders(run, detail["holders"])
             self._registry.set_rounds(run, progress.rounds)
+        if kind in ("counts", "resumed", "round") and self._registry.run(run).holders != progress.holders:
+            self._registry.set_holders(run, detail["holders"])
         self._registry.add_event(run, kind, detail)
         step = f"{kind} {progress.round}/{progress.rounds}"
         who = f"{len(progress.holders)} holder(s), epsilon {progress.epsilon:.4g}"

@@ -1,8 +1,9 @@
 """Signed questions to holders and their checked answers, over any Flower grid.
 
-Every question tells a holder where the coordinator last saw its ledger and audit log, and every answer
-says where they stand now. An answer of a ledger that has gone back, or that is another one of the same
-length, is not used: it comes from a restored copy or from one of two machines that share an identity.
+An offer, a close and every question that spends tell a holder where the coordinator last saw its ledger and
+audit log, and their answers say where they stand now. An answer of a ledger that has gone back, or that is
+another one of the same length, is not used: it comes from a restored copy or from one of two machines that
+share an identity.
 """
 
 from __future__ import annotations
@@ -129,9 +130,12 @@ class Courier:
     def _open(self, name: str, reply: bytes | str | None, run: str) -> Message | NoAnswer:
         if not isinstance(reply, bytes):
             return NoAnswer(reason=reply or "no answer in time")
+        public = self.roster.get(name)
+        if public is None:
+            return NoAnswer(reason="the holder is no longer admitted")
         try:
             frame = self._frame(sender=name, receiver=COORDINATOR)
-            message = open_frame(reply, frame, self.roster[name])
+            message = open_frame(reply, frame, public)
         except AssayError as error:
             return NoAnswer(reason=str(error))
         if message.run != run:
@@ -166,7 +170,7 @@ def _older(known: str, said: str) -> str | None:
     """Return why heads cannot follow the known ones, or None.
 
     Both counters only grow, and one length has one content; whether the longer one continues the known
-    one is for the holder to check, which is told what is known with every question.
+    one is for the holder to check, which is told what is known.
     """
     if not said:
         return "the answer does not say where its ledger and log stand"

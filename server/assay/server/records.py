@@ -91,12 +91,13 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """One session of secure aggregation, from its keys on.
+    """One session of secure aggregation.
 
     Attributes:
         session: 0, 1, ...; see :mod:`assay.privacy.secagg`.
         holders: everybody whose keys were asked for: Ed25519 key (64 hexadecimal digits) by name.
-        tally: packed ``secagg.Tally``: the public keys, and the encrypted shares once they are in.
+        tally: packed ``secagg.Tally``: the public keys, and the encrypted shares once they are in; empty
+            while keys are asked for.
     """
 
     run: str

@@ -243,7 +243,7 @@ class Registry:
     # Secure aggregation -------------------------------------------------------------------------
 
     def save_session(self, session: Session) -> None:
-        """Store a session of a running run, once its keys are in and again with the shares.
+        """Store a session of a running run: its holders, again with their keys, again with the shares.
 
         Earlier sessions of the run are over and go.
 

@@ -1,8 +1,8 @@
 """A session of secure aggregation: everybody's keys, then everybody's shares, once for 32 rounds.
 
-What the next question depends on is stored before it is asked: the keys before anybody makes shares for
-them, the shares before anybody is asked for masked values. A holder that is missing in either exchange is
-out of the run.
+What the next question depends on is stored before it is asked: the holders before they are asked for keys,
+the keys before anybody makes shares for them, the shares before anybody is asked for masked values. After a
+crash the same holders are asked the same. A holder that is missing in either exchange is out of the run.
 """
 
 from __future__ import annotations
@@ -76,10 +76,13 @@ class SessionSetup:
             return self._open
         stored = self._sessions.session(session)
         if stored is None:
-            tally = self._gather_keys(number, self._terms(session, self._keys_of(number, active)))
+            terms = self._terms(session, self._keys_of(number, active))
+            self._save(terms, b"")
         else:
             keys = {name: bytes.fromhex(key) for name, key in stored.holders.items()}
-            tally = Tally.unpack(self._terms(session, keys), stored.tally)
+            terms = self._terms(session, keys)
+        kept = stored.tally if stored else b""
+        tally = Tally.unpack(terms, kept) if kept else self._gather_keys(number, terms)
         if not tally.sharers:
             self._gather_shares(number, tally)
         self._open = tally
@@ -116,7 +119,7 @@ class SessionSetup:
             tally = Tally(terms, adverts)
         except Refused as error:  # keys that are each well formed and do not go together
             raise Aborted(f"round {number}: {error}. The run is aborted") from None
-        self._save(tally)
+        self._save(tally.cohort.terms, tally.pack())
         return tally
 
     def _gather_shares(self, number: int, tally: Tally) -> None:
@@ -133,11 +136,10 @@ class SessionSetup:
             except Refused as error:
                 self._panel.drop(number, name, str(error))
         self._panel.require(number, len(tally.sharers), max(self._minimum, tally.threshold))
-        self._save(tally)
+        self._save(tally.cohort.terms, tally.pack())
 
-    def _save(self, tally: Tally) -> None:
-        terms = tally.cohort.terms
+    def _save(self, terms: Terms, tally: bytes) -> None:
         holders = {name: key.hex() for name, key in terms.keys.items()}
         self._sessions.save_session(
-            Session(run=self._panel.run, session=terms.session, holders=holders, tally=tally.pack())
+            Session(run=self._panel.run, session=terms.session, holders=holders, tally=tally)
         )
