@@ -113,6 +113,14 @@ class TestCourier:
         (answer,) = courier.ask({"west": offer()}, timeout=1.0).values()
         assert answer == NoAnswer(reason="not admitted")
 
+    def test_a_holder_that_still_answers_once_it_is_revoked_is_no_answer(self, identities):
+        revoked = identities | {"south": Identity.generate()}
+        answers = self.ask(
+            {name: identities[name] for name in NAMES if name != "south"},
+            lambda question: self.honest(revoked, "south"),
+        )
+        self.check(answers, "no longer admitted")
+
 
 class TestHeads:
     """What a holder says of its ledger may only go forward; what the coordinator saw goes back to it."""

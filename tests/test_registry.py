@@ -11,8 +11,11 @@ import pytest
 
 from assay.privacy.errors import AssayError, BadInput, Tampered, Unavailable
 from assay.server import database
+from assay.server.coordinator import Coordinator, run_summary
+from assay.server.federation import Federation
 from assay.server.records import STATES, Checkpoint, Session
 from assay.server.registry import Registry
+from assay.server.rounds import Progress
 
 STUDY = {"name": "card", "study": "[study]\n", "digest": "ab" * 32}
 
@@ -97,6 +100,19 @@ def test_the_number_of_rounds_is_chosen_once(registry, running):
     registry.set_holders(running, ["bank-b", "bank-a"])
     assert registry.run(running).holders == ("bank-b", "bank-a")
     assert registry.run(running).rounds == 30
+
+
+def test_a_run_shows_who_is_still_in_it(tmp_path):
+    with Federation.init(tmp_path / "north", "North", "localhost", 9092) as federation:
+        registry, coordinator = federation.registry, Coordinator(federation)
+        run = registry.add_run(**STUDY).run
+        registry.set_state(run, "running")
+        steps = [("counts", ("a", "b", "c")), ("dropped", ("b",)), ("round", ("a", "c"))]
+        for number, (kind, holders) in enumerate(steps):
+            coordinator._report(
+                run, Progress(kind=kind, round=number, rounds=4, holders=holders, epsilon=0.0)
+            )
+        assert run_summary(registry.run(run))["holders"] == ["a", "c"]
 
 
 # Checkpoints ----------------------------------------------------------------------------------------
