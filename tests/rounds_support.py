@@ -24,7 +24,7 @@ class Store:
     """What a run keeps, in memory; ``after`` is called with each kind of write once it is durable."""
 
     def __init__(self):
-        self.saved, self.sessions, self.lists, self.after = [], {}, {}, lambda kind: None
+        self.saved, self.sessions, self.sums, self.after = [], {}, {}, lambda kind: None
 
     @property
     def latest(self):
@@ -45,12 +45,12 @@ class Store:
         self.sessions[session.session] = session
         self.after("session")
 
-    def survivors(self, number):
-        return self.lists.get(number)
+    def collected(self, number):
+        return self.sums.get(number)
 
-    def save_survivors(self, number, survivors):
-        assert self.lists.setdefault(number, survivors) == survivors
-        self.after("survivors")
+    def save_collected(self, collected):
+        assert self.sums.setdefault(collected.round, collected) == collected
+        self.after("collected")
 
 
 class Federation:

@@ -57,8 +57,8 @@ class Exchanged:
 class Store:
     """What the coordinator keeps."""
 
-    def __init__(self, sessions=(), lists=()):
-        self.sessions, self.lists = dict(sessions), dict(lists)
+    def __init__(self, sessions=()):
+        self.sessions, self.sums = dict(sessions), {}
 
     def session(self, number):
         return self.sessions.get(number)
@@ -66,11 +66,11 @@ class Store:
     def save_session(self, session):
         self.sessions[session.session] = session
 
-    def survivors(self, number):
-        return self.lists.get(number)
+    def collected(self, number):
+        return self.sums.get(number)
 
-    def save_survivors(self, number, survivors):
-        self.lists[number] = survivors
+    def save_collected(self, collected):
+        self.sums[collected.round] = collected
 
 
 @dataclass

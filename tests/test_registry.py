@@ -13,7 +13,7 @@ from assay.privacy.errors import AssayError, BadInput, Tampered, Unavailable
 from assay.server import database
 from assay.server.coordinator import Coordinator, run_summary
 from assay.server.federation import Federation
-from assay.server.records import STATES, Checkpoint, Session
+from assay.server.records import STATES, Checkpoint, Collected, Session
 from assay.server.registry import Registry
 from assay.server.rounds import Progress
 
@@ -194,28 +194,42 @@ def test_a_new_session_takes_the_place_of_the_one_before_in_its_own_run_only(reg
     assert registry.session(other, 0) == session(other)
 
 
-def test_who_survives_a_round_is_decided_once(registry, running, tmp_path):
-    assert registry.survivors(running, 3) is None
-    registry.save_survivors(running, 3, ("bank-a", "bank-b"))
-    registry.save_survivors(running, 3, ("bank-a", "bank-b"))
-    with pytest.raises(AssayError, match="decided once"):
-        registry.save_survivors(running, 3, ("bank-a",))
-    registry.save_survivors(running, 4, ("bank-a",))
+def collected(run, number=3, *, sent=("bank-a", "bank-b"), total=b"masked"):
+    return Collected(run=run, round=number, sent=dict.fromkeys(sent, "ab" * 64), total=total)
+
+
+def test_what_is_opened_in_a_round_is_decided_once(registry, running, tmp_path):
+    assert registry.collected(running, 3) is None
+    registry.save_collected(collected(running))
+    registry.save_collected(collected(running))
+    for other in (collected(running, sent=("bank-a",)), collected(running, total=b"others")):
+        with pytest.raises(AssayError, match="decided once"):
+            registry.save_collected(other)
     registry.close()
     with Registry(tmp_path / "assay.sqlite") as again:
-        assert again.survivors(running, 3) == ("bank-a", "bank-b")
-        assert again.survivors(running, 4) == ("bank-a",)
+        assert again.collected(running, 3) == collected(running)
+        assert again.collected(running, 4) is None
+
+
+def test_what_is_opened_takes_the_place_of_the_round_before_in_its_own_run_only(registry, running):
+    other = registry.add_run(**STUDY).run
+    registry.set_state(other, "running")
+    for each in (running, other):
+        registry.save_collected(collected(each))
+    registry.save_collected(collected(running, 4))
+    assert [registry.collected(running, n) for n in (3, 4)] == [None, collected(running, 4)]
+    assert registry.collected(other, 3) == collected(other)
 
 
 @pytest.mark.parametrize("state", [name for name, after in STATES.items() if not after])
 def test_a_run_that_is_over_keeps_nothing_of_its_sessions_and_begins_none(registry, running, state):
     registry.save_session(session(running))
-    registry.save_survivors(running, 3, ("bank-a",))
+    registry.save_collected(collected(running))
     registry.set_state(running, state)
-    assert (registry.session(running, 0), registry.survivors(running, 3)) == (None, None)
+    assert (registry.session(running, 0), registry.collected(running, 3)) == (None, None)
     for change in (
         lambda: registry.save_session(session(running)),
-        lambda: registry.save_survivors(running, 3, ("bank-a",)),
+        lambda: registry.save_collected(collected(running)),
     ):
         with pytest.raises(AssayError, match=state):
             change()

@@ -26,6 +26,7 @@ from assay.privacy.wire import (
     SharesRequest,
     SurvivorsRequest,
 )
+from assay.server.courier import NoAnswer
 from assay.server.rounds import Aborted, TooFewHolders
 
 THREE = ("east", "north", "south")
@@ -58,6 +59,10 @@ def altered(kind, change, *, number=None):
         return change(answer) if fits else answer
 
     return fault
+
+
+def silent(message, honest):
+    return NoAnswer(reason="no answer within 1 s")
 
 
 class TestWhole:
@@ -163,7 +168,9 @@ class TestDropped:
         federation.train()
         rounds = {m.round for _, m in federation.asked if isinstance(m, SurvivorsRequest)}
         assert rounds == {2}
-        assert federation.store.lists == {2: without(FIVE, "south")}
+        opened = {number: tuple(kept.sent) for number, kept in federation.store.sums.items()}
+        left = without(FIVE, "south")
+        assert opened == {0: FIVE, 1: FIVE} | dict.fromkeys(range(2, ROUNDS + 1), left)
 
     def test_a_new_session_is_begun_by_those_that_are_left(self, tmp_path):
         federation = summed(tmp_path, text=LONG)
@@ -203,7 +210,7 @@ class TestTooFew:
         assert not [
             m for _, m in federation.asked if isinstance(m, (OpenRequest, SurvivorsRequest)) and m.round == 2
         ]
-        assert federation.store.lists == {}
+        assert list(federation.store.sums) == [0, 1]
 
     def test_more_missing_than_tolerated_take_too_much_noise_with_them(self, tmp_path):
         """Five of seven are the threshold, but the noise was shared among all but one."""
@@ -232,8 +239,10 @@ class TestTooFew:
     def test_too_few_openings_give_no_sum(self, tmp_path, monkeypatch):
         federation = summed(tmp_path)
         unmasked = []
-        unmask = Tally.unmask
-        monkeypatch.setattr(Tally, "unmask", lambda *a, **k: unmasked.append(k["round"]) or unmask(*a, **k))
+        unmask = Tally.unmask_sum
+        monkeypatch.setattr(
+            Tally, "unmask_sum", lambda *a, **k: unmasked.append(k["round"]) or unmask(*a, **k)
+        )
         federation.faults = {name: lost(OpenRequest, number=1) for name in ("south", "west")}
         self.abort(federation, "round 1: 3 holder.*at least 4")
         assert unmasked == [0]
@@ -284,7 +293,10 @@ class TestFalseAnswers:
             (lambda a: replace(a, session=1), "opened: an unexpected answer"),
             (lambda a: replace(a, round=1), "opened: an unexpected answer"),
             (lambda a: replace(a, shares=a.shares[:-1]), "wrong share"),
-            (lambda a: replace(a, shares=a.shares[:1] + b"U" + a.shares[2:]), "wrong share"),
+            (
+                lambda a: replace(a, shares=a.shares[:1] + bytes([a.shares[1] ^ 1]) + a.shares[2:]),
+                "wrong share",
+            ),
             (lambda a: Closed(run=RUN, heads=""), "opened: an unexpected answer"),
         ],
         ids=["another session", "another round", "too short", "a wrong share", "another kind"],
@@ -450,21 +462,45 @@ class TestCrash:
         assert trained.holders == left
         check_exact(federation, trained, lambda n: FIVE if n < 2 else left)
 
-    def test_a_survivor_that_is_gone_after_the_crash_ends_the_run_and_no_other_sum_is_opened(self, tmp_path):
-        federation = summed(tmp_path, SEVEN)
+    @pytest.mark.parametrize("gone", [(), ("south",)], ids=["nobody gone", "one gone"])
+    @pytest.mark.parametrize("missing", [(), ("west",)], ids=["all answered", "one missing"])
+    @pytest.mark.parametrize("place", [MaskRequest, OpenRequest], ids=["stored", "opened"])
+    def test_what_was_collected_is_opened_after_the_crash_by_those_that_are_left(
+        self, tmp_path, place, missing, gone
+    ):
+        """It is paid for: nobody is asked for masked values again, and those of the gone are in the sum."""
+        federation = self.crashed(tmp_path, place, missing)
+        federation.faults |= dict.fromkeys(gone, silent)
+        asked = len(federation.asked)
+        trained = federation.resume()
+        survivors, left = without(SEVEN, *missing), without(SEVEN, *missing, *gone)
+        check_exact(federation, trained, lambda n: SEVEN if n < 2 else survivors if n == 2 else left)
+        again = {type(m) for _, m in federation.asked[asked:] if m.round == 2}
+        assert again == ({SurvivorsRequest, OpenRequest} if missing else {OpenRequest})
 
-        def kill(when, question):
-            if when == "after" and isinstance(question, SurvivorsRequest):
+    def test_what_was_collected_is_not_opened_by_fewer_than_the_threshold(self, tmp_path):
+        federation = self.crashed(tmp_path, OpenRequest, ("west",))
+        federation.faults |= dict.fromkeys(("south", "north"), silent)
+        with pytest.raises(TooFewHolders, match=r"round 2: 4 holder.*at least 5"):
+            federation.resume()
+
+    def crashed(self, folder, place, missing):
+        """Return a run of seven whose coordinator was killed in round 2, once the sum is stored or opened."""
+        federation = summed(folder, SEVEN)
+
+        def kill(now):
+            if now:
                 raise Crash
 
-        federation.faults, federation.crash = {"west": lost(MaskRequest, number=2)}, kill
+        if place is OpenRequest:
+            federation.crash = lambda when, m: kill(when == "after" and isinstance(m, place) and m.round == 2)
+        else:
+            federation.store.after = lambda kind: kill(kind == "collected" and 2 in federation.store.sums)
+        federation.faults = {name: lost(MaskRequest, number=2) for name in missing}
         with pytest.raises(Crash):
             federation.train()
-        federation.crash = lambda when, question: None
-        federation.faults["south"] = lost(MaskRequest, number=2)
-        with pytest.raises(TooFewHolders, match="round 2: south no longer answer"):
-            federation.resume()
-        assert not [m for _, m in federation.asked if isinstance(m, OpenRequest) and m.round == 2]
+        federation.crash, federation.store.after = lambda when, question: None, lambda kind: None
+        return federation
 
     @pytest.mark.parametrize("moment", ["before", "after"])
     def test_a_holder_revoked_meanwhile_is_dropped_and_the_others_are_asked_the_same(self, tmp_path, moment):

@@ -105,6 +105,19 @@ class Tally:
             pieces.append(self._shares[sender][at : at + SHARE_BYTES])
         return b"".join(pieces)
 
+    def add(self, masked: Mapping[str, NDArray[np.uint64]]) -> NDArray[np.uint64]:
+        """Return the sum modulo 2^64 of survivors' masked values, which is still masked.
+
+        Args:
+            masked: masked values by survivor: uint64, one dimension, equal sizes.
+
+        Raises:
+            BadInput: masked values of another type or shape.
+            Refused: of unequal sizes, or fewer than the threshold (``"aggregation"``).
+        """
+        survivors = self.cohort.roll(masked, "survivors")
+        return _sum([masked[name] for name in survivors], survivors)
+
     def unmask(
         self,
         *,
@@ -114,13 +127,34 @@ class Tally:
         masked: Mapping[str, NDArray[np.uint64]],
         opened: Mapping[str, bytes],
     ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """:meth:`add` and :meth:`unmask_sum` in one: raises what they raise."""
+        return self.unmask_sum(
+            self.add(masked),
+            round=round,
+            context=context,
+            active=active,
+            survivors=tuple(masked),
+            opened=opened,
+        )
+
+    def unmask_sum(
+        self,
+        masked: NDArray[np.uint64],
+        *,
+        round: int,  # noqa: A002
+        context: bytes,
+        active: Sequence[str],
+        survivors: Sequence[str],
+        opened: Mapping[str, bytes],
+    ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """Return the sum of the survivors' values, exactly.
 
         Args:
+            masked: what :meth:`add` gave for the survivors.
             round: of the run.
             context: of the round.
             active: names of the holders that were asked.
-            masked: the survivors' masked values: uint64, one dimension, equal sizes.
+            survivors: names of those whose values are in the sum.
             opened: what :meth:`Member.open` gave at the survivors that answered, at least the threshold.
 
         Returns:
@@ -129,20 +163,19 @@ class Tally:
             the sum needs them: a wrong one may stay unnoticed where the others suffice.
 
         Raises:
-            BadInput: masked values of another type or shape.
             Refused: too few survivors or openers, a secret that cannot be rebuilt because too many shares are
                 wrong, or a sum beyond its bound (``"aggregation"``).
         """
         slot, asked = self.cohort.terms.slot(round), self.cohort.roll(active, "active holders")
-        survivors = self.cohort.roll(masked, "survivors")
+        survivors = self.cohort.roll(survivors, "survivors")
         _require_within(survivors, asked, "survivors")
         _require_within(opened, survivors, "openers")
-        total = _sum([masked[name] for name in survivors], survivors)
+        total = masked.copy()
         opening = _Opening(self.cohort, slot, asked, opened)
         for name in survivors:
             seed = opening.self_seed(name)
             total -= self_mask(seed, owner=name, context=context, size=total.size)
-        for name in (name for name in asked if name not in masked):
+        for name in (name for name in asked if name not in survivors):
             private = opening.mask_key(name)
             for peer in survivors:  # what the dropped holder would have added cancels what the peer added
                 public = self.cohort.adverts[peer].mask_keys[slot]

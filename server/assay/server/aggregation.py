@@ -3,16 +3,16 @@
 ==================  ==================================================================================
 every 32 rounds     KeysRequest -> Keys; the keys are stored; SharesRequest -> Shares; those are stored
 every round         MaskRequest -> Masked from everybody that is still in
+...                 who answered, their signatures and the sum of their masked values are stored
 all answered        OpenRequest -> Opened: two exchanges
-somebody missing    the list of those that answered is stored; SurvivorsRequest -> Consent, then
-                    OpenRequest to those that consent
+somebody missing    SurvivorsRequest -> Consent, then OpenRequest to those that consent
 ==================  ==================================================================================
 
 After a crash the same questions go out again with the same bytes, and holders answer them with the same
-bytes: what decides a question (keys, shares, survivors) is stored before anybody sees it. A list of
-survivors is never changed: holders open one list per round, so another would open nothing. Masked values
-are not stored. After a crash between an opening and its checkpoint they are asked for again, and where one
-of the holders that were to be opened is gone by then, the run is aborted.
+bytes: what decides a question (holders, keys, shares, survivors) is stored before anybody sees it. A list of
+survivors is never changed: holders open one list per round, so another would open nothing. Its masked sum is
+stored with it: what holders have paid for is opened by any threshold of them, also where others of the list
+have gone since.
 
 Nothing is opened where fewer than the threshold answer, or where more holders than the study tolerates
 took their share of the noise with them. The cryptography is :class:`assay.privacy.secagg.Tally`'s.
@@ -32,6 +32,7 @@ from assay.privacy.cohort import fewest_holders
 from assay.privacy.errors import Refused
 from assay.privacy.secagg import Tally
 from assay.privacy.wire import Consent, Masked, MaskRequest, Message, Opened, OpenRequest, SurvivorsRequest
+from assay.server.records import Collected
 from assay.server.sessions import Sessions, SessionSetup
 from assay.server.sums import Aborted, Panel, Question, SessionAnswer, Summed, TooFewHolders
 
@@ -126,22 +127,22 @@ class SecureSums:
         active = tuple(name for name in active if name in tally.sharers)
         self._panel.require(question.round, len(active), max(self._asked, tally.threshold))
         now = _Round.of(tally, question, active)
-        masked = self._mask(now)
-        survivors = tuple(masked)
-        if survivors == active:
-            proofs = {name: answer.sent for name, answer in masked.items()}
-        else:
-            proofs = self._agree(now, survivors)
+        collected = self._sessions.collected(now.number) or self._mask(now)
+        survivors = tuple(collected.sent)
+        proofs = collected.sent if survivors == active else self._agree(now, survivors)
         opened = self._open(now, survivors, proofs)
-        total, liars = self._unmask(now, masked, opened)
+        total, liars = self._unmask(now, collected, opened)
         for name in liars:
             self._panel.drop(now.number, name, "it opened a wrong share, or was sent one")
         left = tuple(name for name in opened if name not in liars)
         return Summed(total=total, shared=active, holders=survivors, active=left)
 
-    def _mask(self, now: _Round) -> dict[str, Masked]:
-        """Collect masked values, and refuse to go on where too few came or too much noise is missing."""
-        decided = self._sessions.survivors(now.number)
+    def _mask(self, now: _Round) -> Collected:
+        """Collect masked values and keep their sum; from here on it is the only one for the round.
+
+        Raises:
+            TooFewHolders: too few values came, or too much noise is missing.
+        """
         request = MaskRequest(
             run=self._panel.run,
             session=now.session,
@@ -150,7 +151,7 @@ class SecureSums:
             active=list(now.active),
             theta=now.question.theta,
         )
-        messages = dict.fromkeys(decided or now.active, request)
+        messages = dict.fromkeys(now.active, request)
         masked = {}
         for name, answer in self._ask(now, Masked, messages).items():
             problem = _unfit(now, name, answer)
@@ -158,15 +159,17 @@ class SecureSums:
                 masked[name] = answer
             else:
                 self._panel.drop(now.number, name, problem)
-        if decided and set(decided) != set(masked):
-            missing = ", ".join(sorted(set(decided) - set(masked)))
-            raise TooFewHolders(
-                f"round {now.number}: {missing} no longer answer(s), and the sum was to be opened with it;"
-                " allowed: one list per round. The run is aborted; start the holders and train again"
-            )
         self._panel.require(now.number, len(masked), max(self._answers, now.tally.threshold))
         self._require_noise(now, len(masked))
-        return masked
+        total = now.tally.add({name: answer.values.astype(np.uint64) for name, answer in masked.items()})
+        collected = Collected(
+            run=self._panel.run,
+            round=now.number,
+            sent={name: answer.sent for name, answer in masked.items()},
+            total=total.astype("<u8").tobytes(),
+        )
+        self._sessions.save_collected(collected)
+        return collected
 
     def _require_noise(self, now: _Round, found: int) -> None:
         missing = len(now.active) - found
@@ -178,8 +181,7 @@ class SecureSums:
             )
 
     def _agree(self, now: _Round, survivors: Names) -> dict[str, str]:
-        """Get the survivors' signatures of the list, which from here on is the only one for the round."""
-        self._sessions.save_survivors(now.number, survivors)
+        """Get the survivors' signatures of their list."""
         request = SurvivorsRequest(
             run=self._panel.run,
             session=now.session,
@@ -226,21 +228,22 @@ class SecureSums:
         return {name: answer.shares for name, answer in answers.items()}
 
     def _unmask(
-        self, now: _Round, masked: Mapping[str, Masked], opened: Mapping[str, bytes]
+        self, now: _Round, collected: Collected, opened: Mapping[str, bytes]
     ) -> tuple[NDArray[np.int64], Names]:
         try:
-            total, liars = now.tally.unmask(
+            total, liars = now.tally.unmask_sum(
+                np.frombuffer(collected.total, dtype="<u8").astype(np.uint64),
                 round=now.number,
                 context=now.context,
                 active=now.active,
-                masked={name: answer.values.astype(np.uint64) for name, answer in masked.items()},
+                survivors=tuple(collected.sent),
                 opened=opened,
             )
         except Refused as error:
             raise Aborted(f"round {now.number}: {error}. The run is aborted") from None
         largest = now.question.largest
         length = float(np.linalg.norm(total.astype(np.float64))) * now.question.unit
-        if largest and not length <= sum(largest[name] for name in masked):
+        if largest and not length <= sum(largest[name] for name in collected.sent):
             raise Aborted(
                 f"round {now.number}: the sum is larger than its persons can make it; a holder is broken or"
                 " drowns the others, and under masks nobody can see which. The run is aborted"

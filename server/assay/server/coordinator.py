@@ -23,7 +23,7 @@ from assay.server.courier import Courier
 from assay.server.federation import Federation
 from assay.server.fleet import FleetGrid, FleetServer
 from assay.server.publish import VALID_S, publish
-from assay.server.records import Checkpoint, Session
+from assay.server.records import Checkpoint, Collected, Session
 from assay.server.records import Run as RunRecord
 from assay.server.registry import Registry
 from assay.server.rounds import Aborted, Interrupted, Progress, Run, Trained
@@ -203,9 +203,11 @@ class Coordinator:
             self._registry.set_holders(run, detail["holders"])
         self._registry.add_event(run, kind, detail)
         step = f"{kind} {progress.round}/{progress.rounds}"
-        who = f"{len(progress.holders)} holder(s), epsilon {progress.epsilon:.4g}"
+        one = kind in ("dropped", "ledger")  # these are about a holder, the others about the whole run
+        who = ", ".join(progress.holders) if one else f"{len(progress.holders)} holder(s)"
         level = logging.WARNING if kind == "ledger" else logging.INFO
-        _LOG.log(level, "run %s: %s, %s %s", run[:8], step, who, progress.detail)
+        spent = f"epsilon {progress.epsilon:.4g}"
+        _LOG.log(level, "run %s: %s, %s, %s %s", run[:8], step, who, spent, progress.detail)
 
     def _status(self, _: dict[str, Any]) -> dict[str, Any]:
         online = self._fleet.online()
@@ -256,8 +258,8 @@ class _RunStore:
     def save_session(self, session: Session) -> None:
         self._registry.save_session(session)
 
-    def survivors(self, number: int) -> tuple[str, ...] | None:
-        return self._registry.survivors(self._run, number)
+    def collected(self, number: int) -> Collected | None:
+        return self._registry.collected(self._run, number)
 
-    def save_survivors(self, number: int, survivors: tuple[str, ...]) -> None:
-        self._registry.save_survivors(self._run, number, survivors)
+    def save_collected(self, collected: Collected) -> None:
+        self._registry.save_collected(collected)

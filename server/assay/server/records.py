@@ -107,6 +107,23 @@ class Session:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Collected:
+    """What is to be opened in one round: whose masked values, and their sum, which is still masked.
+
+    Attributes:
+        round: of the run.
+        sent: of every survivor, by name in order, its signature that it sent masked values (128
+            hexadecimal digits).
+        total: the survivors' masked values added up modulo 2^64: uint64, little-endian.
+    """
+
+    run: str
+    round: int
+    sent: Mapping[str, str]
+    total: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Event:
     """One line of a run's progress.
 

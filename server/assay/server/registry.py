@@ -18,7 +18,7 @@ from typing import Any
 from assay.privacy.errors import AssayError, BadInput
 from assay.privacy.keys import canonical_json
 from assay.server.database import Database
-from assay.server.records import ACTIVE, STATES, Checkpoint, Event, Member, Model, Run, Session
+from assay.server.records import ACTIVE, STATES, Checkpoint, Collected, Event, Member, Model, Run, Session
 
 __all__ = ["Registry"]
 
@@ -47,9 +47,9 @@ CREATE TABLE sessions (
     run TEXT NOT NULL REFERENCES runs (run), session INTEGER NOT NULL, holders TEXT NOT NULL,
     tally BLOB NOT NULL, PRIMARY KEY (run, session)
 ) STRICT;
-CREATE TABLE survivors (
-    run TEXT NOT NULL REFERENCES runs (run), round INTEGER NOT NULL, holders TEXT NOT NULL,
-    PRIMARY KEY (run, round)
+CREATE TABLE collected (
+    run TEXT PRIMARY KEY REFERENCES runs (run), round INTEGER NOT NULL, sent TEXT NOT NULL,
+    total BLOB NOT NULL
 ) STRICT;
 CREATE TABLE heads (identity_public TEXT PRIMARY KEY, heads TEXT NOT NULL, seen REAL NOT NULL) STRICT;
 CREATE TABLE run_events (
@@ -185,7 +185,7 @@ class Registry:
                 run,
             )
             if state not in ACTIVE:
-                for table in ("sessions", "survivors"):
+                for table in ("sessions", "collected"):
                     self._db.execute(f"DELETE FROM {table} WHERE run = ?", run)  # noqa: S608 - our names
             return self.run(run)
 
@@ -267,24 +267,28 @@ class Registry:
         rows = self._db.rows("SELECT * FROM sessions WHERE run = ? AND session = ?", run, number)
         return Session(**{**dict(rows[0]), "holders": json.loads(rows[0]["holders"])}) if rows else None
 
-    def save_survivors(self, run: str, number: int, survivors: Sequence[str]) -> None:
-        """Store whose sum is opened in a round of a running run, before anybody is asked to.
+    def save_collected(self, collected: Collected) -> None:
+        """Store what is opened in a round of a running run, before anybody is asked to open it.
+
+        That of an earlier round is over and goes.
 
         Raises:
-            AssayError: the run is not running, or another list was stored for the round.
+            AssayError: the run is not running, or something else was stored for the round.
         """
+        run, number = collected.run, collected.round
         with self.writing():
             self._require_running(run)
-            known = self.survivors(run, number)
-            if known not in (None, tuple(survivors)):
-                raise AssayError(f"run {run}: who is in the sum of round {number} is decided once")
-            text = canonical_json(list(survivors)).decode()
-            self._db.execute("INSERT OR IGNORE INTO survivors VALUES (?, ?, ?)", run, number, text)
+            if self.collected(run, number) not in (None, collected):
+                raise AssayError(f"run {run}: what is opened in round {number} is decided once")
+            sent = canonical_json(dict(collected.sent)).decode()
+            self._db.execute(
+                "INSERT OR REPLACE INTO collected VALUES (?, ?, ?, ?)", run, number, sent, collected.total
+            )
 
-    def survivors(self, run: str, number: int) -> tuple[str, ...] | None:
-        """Return what :meth:`save_survivors` stored for a round, or None."""
-        rows = self._db.rows("SELECT holders FROM survivors WHERE run = ? AND round = ?", run, number)
-        return tuple(json.loads(rows[0]["holders"])) if rows else None
+    def collected(self, run: str, number: int) -> Collected | None:
+        """Return what :meth:`save_collected` stored for a round, or None."""
+        rows = self._db.rows("SELECT * FROM collected WHERE run = ? AND round = ?", run, number)
+        return Collected(**{**dict(rows[0]), "sent": json.loads(rows[0]["sent"])}) if rows else None
 
     # Ledgers of the holders ---------------------------------------------------------------------
 

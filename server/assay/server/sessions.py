@@ -14,7 +14,7 @@ from assay.privacy.cohort import Advert
 from assay.privacy.errors import Refused
 from assay.privacy.secagg import MIN_HOLDERS, SESSION_ROUNDS, Tally, Terms
 from assay.privacy.wire import Keys, KeysRequest, Shares, SharesRequest
-from assay.server.records import Session
+from assay.server.records import Collected, Session
 from assay.server.sums import Aborted, Panel
 
 __all__ = ["SessionSetup", "Sessions"]
@@ -31,11 +31,11 @@ class Sessions(Protocol):
     def save_session(self, session: Session) -> None:
         """Keep a session; the same number again replaces it."""
 
-    def survivors(self, number: int) -> Names | None:
-        """Return whose sum is to be opened in a round, or None while that is not decided."""
+    def collected(self, number: int) -> Collected | None:
+        """Return what is to be opened in a round, or None while that is not decided."""
 
-    def save_survivors(self, number: int, survivors: Names) -> None:
-        """Keep whose sum is to be opened in a round."""
+    def save_collected(self, collected: Collected) -> None:
+        """Keep what is to be opened in a round; it is decided once."""
 
 
 class SessionSetup:

@@ -26,8 +26,8 @@ port = {port}
 listen = "{listen}"
 # How long a round waits for the holders before it goes on without those that are missing.
 round_timeout_s = {round_timeout_s}
-# A run starts with at least this many holders. Every holder's noise protects the people in its records
-# without the others; the minimum keeps a model from showing one institution's business.
+# A run starts with at least this many holders; under trust "distributed" with at least 3, or more where the
+# study tolerates several. The minimum keeps a model from showing one institution's business.
 minimum_holders = {minimum_holders}
 """
 

@@ -22,7 +22,7 @@ from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
 from assay.privacy.names import federation_id
 from assay.server.courier import Courier
-from assay.server.records import Session
+from assay.server.records import Collected, Session
 from assay.server.rounds import Progress, Run, Trained
 from assay.simulations.grid import LocalGrid
 
@@ -175,8 +175,8 @@ class _Forgetful:
     def save_session(self, session: Session) -> None:
         pass
 
-    def survivors(self, number: int) -> tuple[str, ...] | None:
+    def collected(self, number: int) -> Collected | None:
         return None
 
-    def save_survivors(self, number: int, survivors: tuple[str, ...]) -> None:
+    def save_collected(self, collected: Collected) -> None:
         pass
