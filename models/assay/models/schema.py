@@ -411,8 +411,8 @@ class Study:
             return
         raise Refused(
             f"holders is {holders}; allowed: {fewest} to {MAX_HOLDERS} where privacy.trust is 'distributed'"
-            f" and privacy.tolerated is {tolerated}. Start or enrol more holders, lower privacy.tolerated, or set"
-            ' trust = "local" in the study',
+            f" and privacy.tolerated is {tolerated}. Start or enrol more holders, lower privacy.tolerated,"
+            ' or set trust = "local" in the study',
             code="holders",
         )
 
