@@ -16,9 +16,9 @@ from assay.privacy.accounting import require_smooth
 from assay.privacy.errors import AssayError, BadInput
 from assay.privacy.mechanism import MAX_CONTRIBUTORS, VALUE_BOUND, IntegerMechanism
 
-# Statistical tests here fail on healthy noise once in 10,000 runs each; the planted fault beside each is
+# Statistical tests here fail on healthy noise once in 1,000,000 runs each; the planted fault beside each is
 # noticed in all but one of 10,000.
-FALSE_ALARM = 1e-4
+FALSE_ALARM = 1e-6
 
 
 def mechanism(**changes):

@@ -16,9 +16,9 @@ from assay.privacy import noise
 from assay.privacy.errors import BadInput
 from assay.privacy.noise import discrete_gaussian, gaussian, uniforms
 
-# Statistical tests here fail on healthy noise once in 10,000 runs each, and on the planted fault beside
+# Statistical tests here fail on healthy noise once in 1,000,000 runs each, and on the planted fault beside
 # them in all but one of 10,000.
-FALSE_ALARM = 1e-4
+FALSE_ALARM = 1e-6
 SAMPLES = 1_000_000
 BIG = 1 << 60
 
@@ -333,9 +333,10 @@ def test_the_key_decides_every_integer():
     assert discrete_gaussian(1, 1).dtype == np.int64
 
 
-def test_no_wide_integer_is_ever_seen_twice():
+def test_wide_integers_repeat_by_chance_alone():
+    """Of 100,000, a pair or two; sixteen happen once in 10^12 runs. A key used twice repeats a hundred."""
     values = np.concatenate([discrete_gaussian(100, BIG) for _ in range(1000)])
-    assert np.unique(values).size > values.size - 3
+    assert np.unique(values).size > values.size - 16
 
 
 @pytest.mark.parametrize("variance", [0, -1, 1.5, 9.0, True, math.nan, math.inf, noise.MAX_VARIANCE + 1])

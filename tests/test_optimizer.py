@@ -22,9 +22,9 @@ from assay.privacy.optimizer import (
     poisson_batches,
 )
 
-# Statistical tests here fail on healthy code once in 10,000 runs each; the planted fault beside each of
+# Statistical tests here fail on healthy code once in 1,000,000 runs each; the planted fault beside each of
 # them is noticed in all but one of 10,000.
-FALSE_ALARM = 1e-4
+FALSE_ALARM = 1e-6
 
 
 class Constant:

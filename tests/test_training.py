@@ -16,9 +16,9 @@ from assay.privacy.errors import AssayError, BadInput
 
 COST = RunCost.of(privacy_target(STUDY))
 COUNTS, GRADIENT = COST.counts, COST.gradient(9)
-# Statistical tests here fail on healthy noise once in 10,000 runs each; the planted fault beside each is
+# Statistical tests here fail on healthy noise once in 1,000,000 runs each; the planted fault beside each is
 # noticed in all but one of 10,000.
-FALSE_ALARM = 1e-4
+FALSE_ALARM = 1e-6
 ROUNDS = 60
 EXTREME = np.concatenate([np.tile([20.0, -20.0], GRID.size)[: GRID.size], [20.0]])
 
