@@ -14,8 +14,7 @@ from assay.privacy.auditlog import AuditLog
 from assay.privacy.heads import Heads, countersign
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
-from assay.privacy.secagg import SESSION_ROUNDS, Tally, Terms
-from assay.privacy.wire import (
+from assay.privacy.messages import (
     Close,
     KeysRequest,
     MaskRequest,
@@ -23,6 +22,7 @@ from assay.privacy.wire import (
     SharesRequest,
     SurvivorsRequest,
 )
+from assay.privacy.secagg import SESSION_ROUNDS, Tally, Terms
 
 NAMES = ("east", "north", "south")
 FOUR = (*NAMES, "west")

@@ -14,9 +14,7 @@ from assay.models.study import parse_study
 from assay.privacy.auditlog import AuditLog
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
-from assay.privacy.names import federation_id
-from assay.privacy.secagg import SESSION_ROUNDS, Tally, Terms
-from assay.privacy.wire import (
+from assay.privacy.messages import (
     Close,
     KeysRequest,
     MaskRequest,
@@ -25,6 +23,8 @@ from assay.privacy.wire import (
     SharesRequest,
     SurvivorsRequest,
 )
+from assay.privacy.names import federation_id
+from assay.privacy.secagg import SESSION_ROUNDS, Tally, Terms
 
 RUN = "5a" * 16
 NONE = np.zeros(1)

@@ -6,7 +6,13 @@ from toy_study import COORDINATOR, FEDERATION, RUN, offer
 
 from assay.privacy.heads import Heads, verify_countersignature
 from assay.privacy.keys import Identity
-from assay.privacy.wire import Accepted, Close, CountsRequest, Declined, Frame, open_frame, seal
+from assay.privacy.messages import (
+    Accepted,
+    Close,
+    CountsRequest,
+    Declined,
+)
+from assay.privacy.wire import Frame, open_frame, seal
 from assay.server.courier import Courier, NoAnswer
 from assay.simulations.grid import LocalGrid
 

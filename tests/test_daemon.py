@@ -23,7 +23,11 @@ from assay.privacy.auditlog import AuditLog
 from assay.privacy.errors import Unavailable
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
-from assay.privacy.wire import Accepted, Frame, Release, open_frame, seal
+from assay.privacy.messages import (
+    Accepted,
+    Release,
+)
+from assay.privacy.wire import Frame, open_frame, seal
 from assay.server.fleet import FleetServer, exchange
 from assay.simulations.grid import LocalGrid
 

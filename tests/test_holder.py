@@ -34,7 +34,12 @@ from assay.privacy.accounting import RunCost, mu2_of
 from assay.privacy.errors import AssayError, BadData, BadInput, Refused
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
-from assay.privacy.wire import Accepted, Close, Closed, Release
+from assay.privacy.messages import (
+    Accepted,
+    Close,
+    Closed,
+    Release,
+)
 
 COST = RunCost.of(privacy_target(STUDY))
 IDENTITY = Identity.generate()

@@ -33,8 +33,12 @@ from assay.privacy import mechanism
 from assay.privacy.auditlog import AuditLog
 from assay.privacy.errors import BadInput, Refused
 from assay.privacy.ledger import Ledger
+from assay.privacy.messages import (
+    Close,
+    OpenRequest,
+    SharesRequest,
+)
 from assay.privacy.secagg import ADVERT_BYTES, SHARE_BYTES, Member, Terms
-from assay.privacy.wire import Close, OpenRequest, SharesRequest
 
 STUDY = parse_study(SUMMED)
 

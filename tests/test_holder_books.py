@@ -13,8 +13,12 @@ from assay.privacy.auditlog import AuditLog
 from assay.privacy.errors import BadData, Refused, Tampered
 from assay.privacy.heads import Heads, countersign
 from assay.privacy.keys import Identity
+from assay.privacy.messages import (
+    Accepted,
+    Close,
+    Release,
+)
 from assay.privacy.secagg import Member
-from assay.privacy.wire import Accepted, Close, Release
 
 QUESTIONS = ("offer", "mask", "close")
 

@@ -14,8 +14,11 @@ from assay.privacy import masking, shamir
 from assay.privacy.errors import Refused
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
+from assay.privacy.messages import (
+    KeysRequest,
+    SharesRequest,
+)
 from assay.privacy.secagg import VALUE_BOUND, Member, Tally, Terms
-from assay.privacy.wire import KeysRequest, SharesRequest
 
 NAMES = ("east", "north", "south")
 VICTIM = "east"

@@ -13,8 +13,9 @@ from scipy import stats
 from assay.privacy import mechanism as module
 from assay.privacy import secagg
 from assay.privacy.accounting import require_smooth
+from assay.privacy.cohort import MAX_HOLDERS, VALUE_BOUND
 from assay.privacy.errors import AssayError, BadInput
-from assay.privacy.mechanism import MAX_CONTRIBUTORS, VALUE_BOUND, IntegerMechanism
+from assay.privacy.mechanism import IntegerMechanism
 
 # Statistical tests here fail on healthy noise once in 1,000,000 runs each; the planted fault beside each is
 # noticed in all but one of 10,000.
@@ -87,8 +88,8 @@ class TestGrid:
 
     def test_the_bounds_are_those_of_secure_aggregation(self):
         assert VALUE_BOUND == secagg.VALUE_BOUND
-        assert MAX_CONTRIBUTORS == secagg.MAX_HOLDERS
-        assert VALUE_BOUND * MAX_CONTRIBUTORS < 2**53
+        assert MAX_HOLDERS == secagg.MAX_HOLDERS
+        assert VALUE_BOUND * MAX_HOLDERS < 2**53
 
 
 class TestSensitivity:
@@ -198,7 +199,7 @@ class TestRefusals:
         with pytest.raises(BadInput, match=setting):
             mechanism(**{setting: bad})
         with pytest.raises(BadInput, match="contributors"):
-            mechanism(contributors=MAX_CONTRIBUTORS + 1)
+            mechanism(contributors=MAX_HOLDERS + 1)
 
     @pytest.mark.parametrize("noise_multiplier", [1e-8, 1e9])
     def test_noise_that_does_not_fit_the_grid(self, noise_multiplier):

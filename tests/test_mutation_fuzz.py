@@ -20,18 +20,16 @@ from assay.client.holder import decline_code
 from assay.models.label import counts_mechanism, gradient_mechanism
 from assay.privacy.errors import AssayError, BadInput, Refused
 from assay.privacy.ledger import Ledger
-from assay.privacy.wire import (
+from assay.privacy.messages import (
     Accepted,
     Close,
     Closed,
     Declined,
-    Frame,
     Masked,
     MaskRequest,
     Offer,
-    open_frame,
-    seal,
 )
+from assay.privacy.wire import Frame, open_frame, seal
 from assay.server import courier
 from assay.server.aggregation import SecureSums
 from assay.server.courier import COORDINATOR, Courier

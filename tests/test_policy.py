@@ -13,7 +13,9 @@ from assay.models.label import epsilon_of_share, privacy_target
 from assay.models.study import Study, parse_study
 from assay.privacy.errors import BadInput, Refused
 from assay.privacy.keys import Identity, fingerprint
-from assay.privacy.wire import DECLINE_CODES
+from assay.privacy.messages import (
+    DECLINE_CODES,
+)
 
 ALLOWED = {
     "purposes": ("consumer_credit", "microloan"),

@@ -21,7 +21,9 @@ from assay.privacy import mechanism
 from assay.privacy.errors import BadInput
 from assay.privacy.ledger import Ledger, Limits
 from assay.privacy.mechanism import IntegerMechanism
-from assay.privacy.wire import MaskRequest
+from assay.privacy.messages import (
+    MaskRequest,
+)
 
 NAMES = ("east", "north", "south", "west")
 TOLERATED = 1

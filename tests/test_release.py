@@ -11,7 +11,9 @@ from assay.privacy.errors import Refused
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger, Limits
 from assay.privacy.mechanism import IntegerMechanism
-from assay.privacy.wire import Release
+from assay.privacy.messages import (
+    Release,
+)
 
 RUN = "00112233445566778899aabbccddeeff"
 COST = RunCost.of(PrivacyTarget(epsilon=1.0, delta=1e-6))

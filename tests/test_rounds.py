@@ -26,17 +26,15 @@ from assay.client.app import make_app
 from assay.models.label import counts_mechanism, gradient_mechanism
 from assay.privacy.errors import Refused, Tampered, Unavailable
 from assay.privacy.keys import Identity
-from assay.privacy.wire import (
+from assay.privacy.messages import (
     Accepted,
     Close,
     CountsRequest,
-    Frame,
     GradientRequest,
     Offer,
     Release,
-    open_frame,
-    seal,
 )
+from assay.privacy.wire import Frame, open_frame, seal
 from assay.server.courier import NoAnswer
 from assay.server.rounds import Interrupted, Run, TooFewHolders
 from assay.simulations.grid import LocalGrid

@@ -9,8 +9,7 @@ from rounds_support import Federation, lost
 from toy_study import FEDERATION, OTHER_RUN, ROUNDS, RUN, SUMMED, policy
 
 from assay.privacy.auditlog import AuditLog
-from assay.privacy.secagg import Tally, Terms
-from assay.privacy.wire import (
+from assay.privacy.messages import (
     Close,
     Closed,
     Consent,
@@ -26,6 +25,7 @@ from assay.privacy.wire import (
     SharesRequest,
     SurvivorsRequest,
 )
+from assay.privacy.secagg import Tally, Terms
 from assay.server.courier import NoAnswer
 from assay.server.rounds import Aborted, TooFewHolders
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from assay.privacy.errors import AssayError, Tampered
 from assay.privacy.keys import Identity, canonical_json
-from assay.privacy.wire import (
-    MAX_FRAME_BYTES,
+from assay.privacy.messages import (
     MAX_ROUNDS,
     Accepted,
     Close,
@@ -20,7 +19,6 @@ from assay.privacy.wire import (
     Consent,
     CountsRequest,
     Declined,
-    Frame,
     GradientRequest,
     Keys,
     KeysRequest,
@@ -34,9 +32,8 @@ from assay.privacy.wire import (
     SharesRequest,
     SurvivorsRequest,
     WireError,
-    open_frame,
-    seal,
 )
+from assay.privacy.wire import MAX_FRAME_BYTES, Frame, open_frame, seal
 
 SIGNER = Identity(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
 RUN = "00112233445566778899aabbccddeeff"

@@ -14,8 +14,12 @@ from assay.models.study import parse_study
 from assay.privacy.auditlog import AuditLog
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
+from assay.privacy.messages import (
+    CountsRequest,
+    GradientRequest,
+    Offer,
+)
 from assay.privacy.names import federation_id
-from assay.privacy.wire import CountsRequest, GradientRequest, Offer
 
 TEXT = """\
 [study]

@@ -30,9 +30,8 @@ from assay.client.policy import Policy, require_circle, require_count
 from assay.client.release import Integers
 from assay.models.schema import Study
 from assay.privacy.errors import Refused
-from assay.privacy.keys import Identity, canonical_json
-from assay.privacy.secagg import ADVERT_BYTES, SHARE_BYTES, Member, Terms, threshold
-from assay.privacy.wire import (
+from assay.privacy.keys import SIGNATURE_BYTES, Identity, canonical_json
+from assay.privacy.messages import (
     Consent,
     Keys,
     KeysRequest,
@@ -44,10 +43,9 @@ from assay.privacy.wire import (
     SharesRequest,
     SurvivorsRequest,
 )
+from assay.privacy.secagg import ADVERT_BYTES, SHARE_BYTES, Member, Terms, threshold
 
 __all__ = ["Aggregation"]
-
-_SIGNATURE_BYTES = 64
 
 
 class Aggregation:
@@ -68,7 +66,7 @@ class Aggregation:
         self._name, self._identity, self._federation = name, identity, federation
         self._policy, self._books, self._store = policy, books, CircleStore(directory)
         self._store.keep_only(books.ledger.open_runs())
-        # Members are slow to make; what they are made from is read from disk for every question.
+        # Slow to make: every holder's advert is verified and its keys are agreed on.
         self._members: dict[tuple[str, int], Member] = {}
 
     def keys(self, question: KeysRequest, study: Study) -> Keys:
@@ -169,13 +167,13 @@ class Aggregation:
                 (``"aggregation"``).
         """
         peers = [name for name in question.active if name != self._name]
-        proofs_end = _SIGNATURE_BYTES * len(question.signers)
+        proofs_end = SIGNATURE_BYTES * len(question.signers)
         if len(question.blob) != proofs_end + SHARE_BYTES * len(peers):
             raise Refused(
                 "the question does not hold a proof of every signer and a share of every other active holder",
                 code="aggregation",
             )
-        proofs = _split(question.blob[:proofs_end], _SIGNATURE_BYTES)
+        proofs = _split(question.blob[:proofs_end], SIGNATURE_BYTES)
         ciphertexts = _split(question.blob[proofs_end:], SHARE_BYTES)
         self._settle(question, study)
         shares = self._ready(question, study).open(

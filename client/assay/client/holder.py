@@ -33,7 +33,7 @@ from assay.privacy.files import make_private_dir, write_durably
 from assay.privacy.heads import Heads, verify_countersignature
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
-from assay.privacy.wire import (
+from assay.privacy.messages import (
     DECLINE_CODES,
     Accepted,
     Close,

@@ -1,6 +1,6 @@
 """What a holder agrees to take part in: decided here, at the holder, before anything is spent.
 
-The answer that leaves is one word (``assay.privacy.wire.DECLINE_CODES``); the sentence beside it stays
+The answer that leaves is one word (``assay.privacy.messages.DECLINE_CODES``); the sentence beside it stays
 at the holder.
 """
 

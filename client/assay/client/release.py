@@ -18,7 +18,10 @@ from assay.client.books import Books
 from assay.privacy.accounting import Event
 from assay.privacy.errors import Refused
 from assay.privacy.mechanism import IntegerMechanism
-from assay.privacy.wire import Masked, Release
+from assay.privacy.messages import (
+    Masked,
+    Release,
+)
 
 __all__ = ["Integers", "NoisySum", "release", "require_released"]
 

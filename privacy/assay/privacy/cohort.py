@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from assay.privacy.errors import BadInput, Tampered
-from assay.privacy.keys import Identity, verify
+from assay.privacy.keys import SIGNATURE_BYTES, Identity, verify
 from assay.privacy.masking import framed, refuse, require_point, u32
 from assay.privacy.names import check_holder_name
 
@@ -27,6 +27,7 @@ __all__ = [
     "MAX_HOLDERS",
     "MIN_HOLDERS",
     "SESSION_ROUNDS",
+    "VALUE_BOUND",
     "Advert",
     "Cohort",
     "Terms",
@@ -37,11 +38,12 @@ __all__ = [
 SESSION_ROUNDS = 32
 MIN_HOLDERS = 3
 MAX_HOLDERS = 1000
+VALUE_BOUND = 1 << 43
+"""Every number of one holder is smaller: a sum over 1000 holders stays exact in float64, below 2^53."""
 MAX_SESSIONS = 1 << 16
 CONTEXT_BYTES = 32
 _KEY = 32
-_SIGNATURE = 64
-ADVERT_BYTES = _KEY + SESSION_ROUNDS * 2 * _KEY + _SIGNATURE
+ADVERT_BYTES = _KEY + SESSION_ROUNDS * 2 * _KEY + SIGNATURE_BYTES
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _HEX32 = re.compile(r"[0-9a-f]{32}")
 
@@ -161,7 +163,7 @@ class Advert:
             raise refuse(f"{name!r} is no holder of this run")
         if len(data) != ADVERT_BYTES:
             raise refuse(f"{name}: its keys have {len(data)} bytes; allowed: {ADVERT_BYTES}")
-        body, signature = data[:-_SIGNATURE], data[-_SIGNATURE:]
+        body, signature = data[:-SIGNATURE_BYTES], data[-SIGNATURE_BYTES:]
         signed = framed(terms.digest, name.encode(), body)
         _require_signature(terms, name, "secagg-advert", signed, signature)
         words = [body[at : at + _KEY] for at in range(0, len(body), _KEY)]

@@ -18,7 +18,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from assay.privacy.errors import BadInput, Tampered
 from assay.privacy.files import PRIVATE_FILE, require_private, write_durably
 
-__all__ = ["Identity", "canonical_json", "fingerprint", "same_fingerprint", "verify"]
+__all__ = ["SIGNATURE_BYTES", "Identity", "canonical_json", "fingerprint", "same_fingerprint", "verify"]
+
+SIGNATURE_BYTES = 64
 
 
 def canonical_json(value: Any) -> bytes:

@@ -26,14 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.privacy.accounting import require_smooth
+from assay.privacy.cohort import MAX_HOLDERS, VALUE_BOUND
 from assay.privacy.errors import AssayError, BadInput
 from assay.privacy.noise import Entropy, discrete_gaussian
 
-__all__ = ["MAX_CONTRIBUTORS", "VALUE_BOUND", "IntegerMechanism"]
-
-MAX_CONTRIBUTORS = 1000
-VALUE_BOUND = 1 << 43
-"""Every released integer is below this: a thousand of them still add up exactly in float64."""
+__all__ = ["IntegerMechanism"]
 
 # Standard deviation of the whole noise in grid units, at least.
 _NOISE_UNITS = float(1 << 20)
@@ -66,7 +63,7 @@ class IntegerMechanism:
             raise BadInput("noise_multiplier", value=self.noise_multiplier, allowed="a finite number above 0")
         for setting, value, high in (
             ("size", self.size, 1 << 40),
-            ("contributors", self.contributors, MAX_CONTRIBUTORS),
+            ("contributors", self.contributors, MAX_HOLDERS),
         ):
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
                 raise BadInput(setting, value=value, allowed=f"a whole number, 1 to {high}")

@@ -26,13 +26,14 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.privacy.cohort import MAX_HOLDERS
 from assay.privacy.errors import BadInput
 from assay.privacy.heads import Heads
+from assay.privacy.keys import SIGNATURE_BYTES
 from assay.privacy.names import check_holder_name
 
 __all__ = [
     "DECLINE_CODES",
-    "MAX_HOLDERS",
     "MAX_ROUNDS",
     "MESSAGES",
     "Accepted",
@@ -55,13 +56,13 @@ __all__ = [
     "SharesRequest",
     "SurvivorsRequest",
     "WireError",
+    "is_whole",
+    "need",
 ]
 
 MAX_STUDY_BYTES = 1 << 19
 MAX_ROUNDS = 1000
-MAX_HOLDERS = 1000
 MAX_SESSION = 1000
-SIGNATURE_BYTES = 64
 # A released integer stays below 2^53, so that float64 arithmetic on it is exact.
 MAX_RELEASED = 1 << 53
 _RUN = re.compile(r"[0-9a-f]{32}")
@@ -86,7 +87,12 @@ class WireError(BadInput):
         super().__init__(setting, allowed=allowed, where="message", remedy="It is refused, nothing was done")
 
 
-def _need(ok: bool, setting: str, allowed: str) -> None:
+def need(ok: bool, setting: str, allowed: str) -> None:
+    """Refuse a message unless ``ok``.
+
+    Raises:
+        WireError: names the field and what is allowed.
+    """
     if not ok:
         raise WireError(setting, allowed)
 
@@ -104,7 +110,7 @@ class _Message:
     run: str
 
     def __post_init__(self) -> None:
-        _need(isinstance(self.run, str) and _RUN.fullmatch(self.run) is not None, "run", "32 hex digits")
+        need(isinstance(self.run, str) and _RUN.fullmatch(self.run) is not None, "run", "32 hex digits")
         self._check()
 
     def _check(self) -> None:
@@ -122,7 +128,7 @@ class _Session(_Message):
     session: int
 
     def _check(self) -> None:
-        _need(_is_int(self.session) and 0 <= self.session <= MAX_SESSION, "session", f"0..{MAX_SESSION}")
+        need(is_whole(self.session) and 0 <= self.session <= MAX_SESSION, "session", f"0..{MAX_SESSION}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +143,7 @@ class _Round(_Session):
 
     def _check(self) -> None:
         super()._check()
-        _need(_is_int(self.round) and 0 <= self.round <= MAX_ROUNDS, "round", f"0..{MAX_ROUNDS}")
+        need(is_whole(self.round) and 0 <= self.round <= MAX_ROUNDS, "round", f"0..{MAX_ROUNDS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +164,8 @@ class Offer(_Message):
     def _check(self) -> None:
         # A lone surrogate is no text: it could not be written to a file later.
         size = len(self.study.encode("utf-8", errors="ignore")) if isinstance(self.study, str) else 0
-        _need(0 < size <= MAX_STUDY_BYTES, "study", "1 byte to 512 KiB")
-        _need(not _SURROGATE.search(self.study), "study", "text that UTF-8 can carry")
+        need(0 < size <= MAX_STUDY_BYTES, "study", "1 byte to 512 KiB")
+        need(not _SURROGATE.search(self.study), "study", "text that UTF-8 can carry")
         _check_countersigned(self.heads, self.countersignature)
 
 
@@ -192,7 +198,7 @@ class Declined(_Message):
     code: str
 
     def _check(self) -> None:
-        _need(
+        need(
             isinstance(self.code, str) and self.code in DECLINE_CODES,
             "code",
             ", ".join(sorted(DECLINE_CODES)),
@@ -233,9 +239,9 @@ class GradientRequest(_Message):
     heads: str = ""
 
     def _check(self) -> None:
-        _need(_is_int(self.rounds) and 1 <= self.rounds <= MAX_ROUNDS, "rounds", f"1..{MAX_ROUNDS}")
-        _need(_is_int(self.round) and 1 <= self.round <= self.rounds, "round", "1..rounds")
-        _need(bool(np.isfinite(self.theta).all()), "theta", "finite numbers")
+        need(is_whole(self.rounds) and 1 <= self.rounds <= MAX_ROUNDS, "rounds", f"1..{MAX_ROUNDS}")
+        need(is_whole(self.round) and 1 <= self.round <= self.rounds, "round", "1..rounds")
+        need(bool(np.isfinite(self.theta).all()), "theta", "finite numbers")
         _check_heads(self.heads)
 
 
@@ -258,10 +264,10 @@ class Release(_Message):
     heads: str = ""
 
     def _check(self) -> None:
-        _need(_is_int(self.round) and 0 <= self.round <= MAX_ROUNDS, "round", f"0..{MAX_ROUNDS}")
+        need(is_whole(self.round) and 0 <= self.round <= MAX_ROUNDS, "round", f"0..{MAX_ROUNDS}")
         _check_unit(self.unit)
         inside = (self.values > -MAX_RELEASED) & (self.values < MAX_RELEASED)
-        _need(bool(inside.all()), "values", "integers between -2^53 and 2^53")
+        need(bool(inside.all()), "values", "integers between -2^53 and 2^53")
         _check_heads(self.heads)
 
 
@@ -278,10 +284,10 @@ class KeysRequest(_Session):
 
     def _check(self) -> None:
         super()._check()
-        _need(isinstance(self.holders, dict), "holders", "keys by name")
+        need(isinstance(self.holders, dict), "holders", "keys by name")
         _check_names("holders", sorted(self.holders))
         good = (isinstance(key, str) and _DIGEST.fullmatch(key) is not None for key in self.holders.values())
-        _need(all(good), "holders", "keys of 64 hex digits")
+        need(all(good), "holders", "keys of 64 hex digits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +320,7 @@ class SharesRequest(_Session):
     def _check(self) -> None:
         super()._check()
         _check_names("names", self.names)
-        _need(len(self.adverts) % len(self.names) == 0, "adverts", "as many bytes for each name")
+        need(len(self.adverts) % len(self.names) == 0, "adverts", "as many bytes for each name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,8 +357,8 @@ class MaskRequest(_Round):
     def _check(self) -> None:
         super()._check()
         _check_rounds(self.round, self.rounds)
-        _need(bool(np.isfinite(self.theta).all()), "theta", "finite numbers")
-        _need(self.round > 0 or self.theta.tolist() == [0.0], "theta", "one 0.0 in round 0")
+        need(bool(np.isfinite(self.theta).all()), "theta", "finite numbers")
+        need(self.round > 0 or self.theta.tolist() == [0.0], "theta", "one 0.0 in round 0")
         _check_names("active", self.active)
         _check_heads(self.heads)
 
@@ -406,9 +412,9 @@ class _Survivors(_Round):
         _check_rounds(self.round, self.rounds)
         _check_names("active", self.active)
         good = isinstance(self.theta_sha256, str) and _DIGEST.fullmatch(self.theta_sha256) is not None
-        _need(good, "theta_sha256", "64 hex digits")
+        need(good, "theta_sha256", "64 hex digits")
         _check_names("survivors", self.survivors)
-        _need(set(self.survivors) <= set(self.active), "survivors", "some or all of the active holders")
+        need(set(self.survivors) <= set(self.active), "survivors", "some or all of the active holders")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -452,7 +458,7 @@ class OpenRequest(_Survivors):
     def _check(self) -> None:
         super()._check()
         _check_names("signers", self.signers)
-        _need(len(self.blob) >= SIGNATURE_BYTES * len(self.signers), "blob", "a proof of each signer")
+        need(len(self.blob) >= SIGNATURE_BYTES * len(self.signers), "blob", "a proof of each signer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -484,7 +490,7 @@ class Close(_Message):
     countersignature: str = ""
 
     def _check(self) -> None:
-        _need(self.outcome in ("done", "aborted"), "outcome", "done or aborted")
+        need(self.outcome in ("done", "aborted"), "outcome", "done or aborted")
         _check_countersigned(self.heads, self.countersignature)
 
 
@@ -518,12 +524,12 @@ Message = (
 
 def _check_rounds(number: int, rounds: object) -> None:
     """Refuse a number of rounds that does not go with the number of the round: it is 0 while that is."""
-    _need(_is_int(rounds) and 0 <= rounds <= MAX_ROUNDS, "rounds", f"0..{MAX_ROUNDS}")  # type: ignore[operator]
-    _need(number <= rounds and (number > 0 or rounds == 0), "round", "0, or 1..rounds")  # type: ignore[operator]
+    need(is_whole(rounds) and 0 <= rounds <= MAX_ROUNDS, "rounds", f"0..{MAX_ROUNDS}")  # type: ignore[operator]
+    need(number <= rounds and (number > 0 or rounds == 0), "round", "0, or 1..rounds")  # type: ignore[operator]
 
 
 def _check_unit(unit: object) -> None:
-    _need(isinstance(unit, float) and math.isfinite(unit) and unit > 0, "unit", "> 0")
+    need(isinstance(unit, float) and math.isfinite(unit) and unit > 0, "unit", "> 0")
 
 
 def _check_heads(heads: object) -> None:
@@ -538,7 +544,7 @@ def _check_heads(heads: object) -> None:
 
 
 def _check_signature(field: str, signature: object) -> None:
-    _need(isinstance(signature, str) and _SIGNATURE.fullmatch(signature) is not None, field, "128 hex digits")
+    need(isinstance(signature, str) and _SIGNATURE.fullmatch(signature) is not None, field, "128 hex digits")
 
 
 def _check_countersigned(heads: object, countersignature: object) -> None:
@@ -546,7 +552,7 @@ def _check_countersigned(heads: object, countersignature: object) -> None:
     if heads:
         _check_signature("countersignature", countersignature)
     else:
-        _need(countersignature == "", "countersignature", "empty without heads")
+        need(countersignature == "", "countersignature", "empty without heads")
 
 
 def _check_names(field: str, names: object) -> None:
@@ -559,8 +565,9 @@ def _check_names(field: str, names: object) -> None:
             check_holder_name(name, where="message")
     except BadInput:
         raise WireError(field, allowed) from None
-    _need(all(a < b for a, b in itertools.pairwise(names)), field, allowed)
+    need(all(a < b for a, b in itertools.pairwise(names)), field, allowed)
 
 
-def _is_int(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Return whether JSON gave a whole number, which true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)

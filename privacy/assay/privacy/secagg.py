@@ -37,6 +37,7 @@ from assay.privacy.cohort import (
     MAX_HOLDERS,
     MIN_HOLDERS,
     SESSION_ROUNDS,
+    VALUE_BOUND,
     Cohort,
     Terms,
     threshold,
@@ -45,7 +46,7 @@ from assay.privacy.errors import BadInput, Refused
 from assay.privacy.holder_secrets import HolderSecrets
 from assay.privacy.keys import Identity
 from assay.privacy.masking import add_pair_mask, agree, derive, framed, refuse, self_mask, u32
-from assay.privacy.tally import SHARE_BYTES, VALUE_BOUND, Tally
+from assay.privacy.tally import SHARE_BYTES, Tally
 
 __all__ = [
     "ADVERT_BYTES",

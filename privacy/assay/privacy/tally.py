@@ -13,14 +13,12 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
 from assay.privacy import shamir
-from assay.privacy.cohort import ADVERT_BYTES, SESSION_ROUNDS, Cohort, Terms
+from assay.privacy.cohort import ADVERT_BYTES, SESSION_ROUNDS, VALUE_BOUND, Cohort, Terms
 from assay.privacy.errors import BadInput, Refused
 from assay.privacy.masking import add_pair_mask, commitment, refuse, self_mask
 
-__all__ = ["SHARE_BYTES", "VALUE_BOUND", "Tally"]
+__all__ = ["SHARE_BYTES", "Tally"]
 
-VALUE_BOUND = 1 << 43
-"""Largest absolute value of one number of one holder: a sum over 1000 holders stays below 2^53."""
 SHARE_BYTES = 2 * shamir.ELEMENT_BYTES + 16
 _MAGIC = b"ASSAY-TALLY1"
 

@@ -20,64 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.privacy.keys import Identity, canonical_json, verify
-from assay.privacy.messages import (
-    DECLINE_CODES,
-    MAX_HOLDERS,
-    MAX_ROUNDS,
-    MESSAGES,
-    Accepted,
-    Close,
-    Closed,
-    Consent,
-    CountsRequest,
-    Declined,
-    GradientRequest,
-    Keys,
-    KeysRequest,
-    Masked,
-    MaskRequest,
-    Message,
-    Offer,
-    Opened,
-    OpenRequest,
-    Release,
-    Shares,
-    SharesRequest,
-    SurvivorsRequest,
-    WireError,
-)
+from assay.privacy.keys import SIGNATURE_BYTES, Identity, canonical_json, verify
+from assay.privacy.messages import MESSAGES, Message, WireError, is_whole, need
 
-__all__ = [
-    "DECLINE_CODES",
-    "MAX_FRAME_BYTES",
-    "MAX_HOLDERS",
-    "MAX_ROUNDS",
-    "MESSAGES",
-    "Accepted",
-    "Close",
-    "Closed",
-    "Consent",
-    "CountsRequest",
-    "Declined",
-    "Frame",
-    "GradientRequest",
-    "Keys",
-    "KeysRequest",
-    "MaskRequest",
-    "Masked",
-    "Message",
-    "Offer",
-    "OpenRequest",
-    "Opened",
-    "Release",
-    "Shares",
-    "SharesRequest",
-    "SurvivorsRequest",
-    "WireError",
-    "open_frame",
-    "seal",
-]
+__all__ = ["MAX_FRAME_BYTES", "Frame", "open_frame", "seal"]
 
 MAGIC = b"ASSAY1"
 MAX_FRAME_BYTES = 8 << 20
@@ -87,11 +33,6 @@ MAX_VALUES = 1 << 19
 MAX_BLOB = 7 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KINDS = {message.kind: message for message in MESSAGES}
-
-
-def _need(ok: bool, setting: str, allowed: str) -> None:
-    if not ok:
-        raise WireError(setting, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +50,7 @@ class Frame:
     receiver: str
 
     def __post_init__(self) -> None:
-        _need(_DIGEST.fullmatch(self.federation) is not None, "federation", "64 hex digits")
+        need(_DIGEST.fullmatch(self.federation) is not None, "federation", "64 hex digits")
 
 
 def seal(message: Message, frame: Frame, identity: Identity) -> bytes:
@@ -135,9 +76,9 @@ def seal(message: Message, frame: Frame, identity: Identity) -> bytes:
             "to": frame.receiver,
         }
     )
-    _need(len(header) <= MAX_HEADER_BYTES, "header length", f"at most {MAX_HEADER_BYTES} bytes")
+    need(len(header) <= MAX_HEADER_BYTES, "header length", f"at most {MAX_HEADER_BYTES} bytes")
     signed = MAGIC + len(header).to_bytes(4, "big") + header + payload
-    _need(len(signed) + 64 <= MAX_FRAME_BYTES, "message size", f"at most {MAX_FRAME_BYTES} bytes")
+    need(len(signed) + SIGNATURE_BYTES <= MAX_FRAME_BYTES, "message size", f"at most {MAX_FRAME_BYTES} bytes")
     return signed + identity.sign("frame", signed)
 
 
@@ -153,15 +94,19 @@ def open_frame(data: bytes, frame: Frame, public_key: bytes) -> Message:
         Tampered: the signature is not the sender's.
         WireError: anything else is not as described in this module.
     """
-    _need(len(MAGIC) + 4 + 64 <= len(data) <= MAX_FRAME_BYTES, "message size", f"74..{MAX_FRAME_BYTES} bytes")
-    signed, signature = data[:-64], data[-64:]
+    need(
+        len(MAGIC) + 4 + SIGNATURE_BYTES <= len(data) <= MAX_FRAME_BYTES,
+        "message size",
+        f"74..{MAX_FRAME_BYTES} bytes",
+    )
+    signed, signature = data[:-SIGNATURE_BYTES], data[-SIGNATURE_BYTES:]
     verify(public_key, "frame", signed, signature, what=f"message from {frame.sender}")
-    _need(signed[:6] == MAGIC, "magic", "ASSAY1")
+    need(signed[:6] == MAGIC, "magic", "ASSAY1")
     length = int.from_bytes(signed[6:10], "big")
-    _need(length <= min(MAX_HEADER_BYTES, len(signed) - 10), "header length", "inside the message")
+    need(length <= min(MAX_HEADER_BYTES, len(signed) - 10), "header length", "inside the message")
     header = _parse_header(signed[10 : 10 + length])
     for key, wanted in (("federation", frame.federation), ("from", frame.sender), ("to", frame.receiver)):
-        _need(header[key] == wanted, key, "the federation, sender and receiver of this exchange")
+        need(header[key] == wanted, key, "the federation, sender and receiver of this exchange")
     return _build(header, signed[10 + length :])
 
 
@@ -172,10 +117,10 @@ def _parse_header(raw: bytes) -> dict[str, Any]:
         canonical = canonical_json(header) == raw
     except (ValueError, RecursionError):
         raise WireError("header", "JSON") from None
-    _need(canonical, "header", "canonical JSON")
+    need(canonical, "header", "canonical JSON")
     wanted = {"array", "federation", "fields", "from", "kind", "to"}
-    _need(isinstance(header, dict) and set(header) == wanted, "header", f"the keys {sorted(wanted)}")
-    _need(isinstance(header["fields"], dict), "fields", "an object")
+    need(isinstance(header, dict) and set(header) == wanted, "header", f"the keys {sorted(wanted)}")
+    need(isinstance(header["fields"], dict), "fields", "an object")
     return header  # type: ignore[no-any-return]
 
 
@@ -185,29 +130,25 @@ def _build(header: dict[str, Any], payload: bytes) -> Message:
         raise WireError("kind", ", ".join(_KINDS))
     values = dict(header["fields"])
     if kind.array is None:
-        _need(header["array"] is None and not payload, "array", f"none in {kind.kind}")
+        need(header["array"] is None and not payload, "array", f"none in {kind.kind}")
     else:
         name, dtype = kind.array
-        _need(name not in values, "fields", "each field once")
+        need(name not in values, "fields", "each field once")
         values[name] = _read_array(header["array"], payload, dtype)
     wanted = {f.name for f in fields(kind)}
-    _need(set(values) == wanted, "fields", f"{sorted(wanted)}")
+    need(set(values) == wanted, "fields", f"{sorted(wanted)}")
     return kind(**values)  # type: ignore[return-value]
 
 
 def _read_array(described: Any, payload: bytes, dtype: str) -> NDArray[Any] | bytes:
-    _need(isinstance(described, dict) and set(described) == {"dtype", "length"}, "array", "dtype and length")
+    need(isinstance(described, dict) and set(described) == {"dtype", "length"}, "array", "dtype and length")
     length, width = described["length"], _width(dtype)
     most = MAX_BLOB if width == 1 else MAX_VALUES
-    _need(described["dtype"] == dtype, "array dtype", dtype)
-    _need(_is_int(length) and 0 < length <= most, "array length", f"1..{most}")
-    _need(len(payload) == width * length, "array bytes", f"{width} per value")
+    need(described["dtype"] == dtype, "array dtype", dtype)
+    need(is_whole(length) and 0 < length <= most, "array length", f"1..{most}")
+    need(len(payload) == width * length, "array bytes", f"{width} per value")
     return payload if width == 1 else np.frombuffer(payload, dtype=dtype)
 
 
 def _width(dtype: str) -> int:
     return int(dtype[-1])
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

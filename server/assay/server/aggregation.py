@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,16 @@ from numpy.typing import NDArray
 from assay.models.schema import Study
 from assay.privacy.cohort import fewest_holders
 from assay.privacy.errors import Refused
+from assay.privacy.messages import (
+    Consent,
+    Masked,
+    MaskRequest,
+    Message,
+    Opened,
+    OpenRequest,
+    SurvivorsRequest,
+)
 from assay.privacy.secagg import Tally
-from assay.privacy.wire import Consent, Masked, MaskRequest, Message, Opened, OpenRequest, SurvivorsRequest
 from assay.server.records import Collected
 from assay.server.sessions import Sessions, SessionSetup
 from assay.server.sums import Aborted, Panel, Question, SessionAnswer, Summed, TooFewHolders
@@ -79,6 +88,17 @@ class _Round:
     @property
     def session(self) -> int:
         return self.tally.cohort.terms.session
+
+    def opening(self, survivors: Names) -> dict[str, Any]:
+        """Return what both messages about the opening of the round say of it."""
+        return {
+            "session": self.session,
+            "round": self.number,
+            "rounds": self.question.rounds,
+            "active": list(self.active),
+            "theta_sha256": self.theta_sha256,
+            "survivors": list(survivors),
+        }
 
 
 class SecureSums:
@@ -182,15 +202,7 @@ class SecureSums:
 
     def _agree(self, now: _Round, survivors: Names) -> dict[str, str]:
         """Get the survivors' signatures of their list."""
-        request = SurvivorsRequest(
-            run=self._panel.run,
-            session=now.session,
-            round=now.number,
-            rounds=now.question.rounds,
-            active=list(now.active),
-            theta_sha256=now.theta_sha256,
-            survivors=list(survivors),
-        )
+        request = SurvivorsRequest(run=self._panel.run, **now.opening(survivors))
         consents = {}
         messages = dict.fromkeys(survivors, request)
         for name, answer in self._ask(now, Consent, messages).items():
@@ -212,12 +224,7 @@ class SecureSums:
         messages = {
             name: OpenRequest(
                 run=self._panel.run,
-                session=now.session,
-                round=now.number,
-                rounds=now.question.rounds,
-                active=list(now.active),
-                theta_sha256=now.theta_sha256,
-                survivors=list(survivors),
+                **now.opening(survivors),
                 signers=list(proofs),
                 blob=signatures + now.tally.ciphertexts_for(name, now.number, now.active),
             )

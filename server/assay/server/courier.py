@@ -16,22 +16,20 @@ from flwr.serverapp import Grid
 from assay.privacy.errors import AssayError
 from assay.privacy.heads import Heads, countersign
 from assay.privacy.keys import Identity
-from assay.privacy.wire import (
+from assay.privacy.messages import (
     Accepted,
     Close,
     Closed,
     CountsRequest,
     Declined,
-    Frame,
     GradientRequest,
     Masked,
     MaskRequest,
     Message,
     Offer,
     Release,
-    open_frame,
-    seal,
 )
+from assay.privacy.wire import Frame, open_frame, seal
 from assay.server.fleet import exchange
 
 __all__ = ["COORDINATOR", "Courier", "NoAnswer"]

@@ -22,7 +22,12 @@ from assay.models.study import parse_study
 from assay.privacy.accounting import RunCost, epsilon_of
 from assay.privacy.errors import AssayError, Refused
 from assay.privacy.mechanism import IntegerMechanism
-from assay.privacy.wire import Accepted, Close, Message, Offer
+from assay.privacy.messages import (
+    Accepted,
+    Close,
+    Message,
+    Offer,
+)
 from assay.server.aggregation import SecureSums
 from assay.server.checkpoint import RunState
 from assay.server.courier import NoAnswer

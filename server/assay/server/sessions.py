@@ -12,8 +12,13 @@ from typing import Protocol
 
 from assay.privacy.cohort import Advert
 from assay.privacy.errors import Refused
+from assay.privacy.messages import (
+    Keys,
+    KeysRequest,
+    Shares,
+    SharesRequest,
+)
 from assay.privacy.secagg import MIN_HOLDERS, SESSION_ROUNDS, Tally, Terms
-from assay.privacy.wire import Keys, KeysRequest, Shares, SharesRequest
 from assay.server.records import Collected, Session
 from assay.server.sums import Aborted, Panel
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.privacy.errors import AssayError
-from assay.privacy.wire import (
+from assay.privacy.messages import (
     Consent,
     CountsRequest,
     Declined,
