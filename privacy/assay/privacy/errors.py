@@ -37,13 +37,24 @@ class Refused(AssayError):
 
     Attributes:
         code: short machine-readable reason, e.g. ``"D01"``, ``"budget"``, ``"purpose"``.
+        article: the rule it rests on, where a policy pack names one.
+        subject: what was asked for, e.g. ``"purpose 'voting'"`` (never anything from records).
+        pack: the policy pack that refuses it.
     """
 
     exit_code = 3
 
-    def __init__(self, message: str, *, code: str = "policy") -> None:
+    def __init__(
+        self, message: str, *, code: str = "policy", article: str = "", subject: str = "", pack: str = ""
+    ) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.article, self.subject, self.pack = code, article, subject, pack
+
+    def at(self, place: str) -> Refused:
+        """Return the same refusal with the place it is about, e.g. ``study.toml:3``, in front."""
+        return Refused(
+            f"{place}: {self}", code=self.code, article=self.article, subject=self.subject, pack=self.pack
+        )
 
 
 class BadInput(AssayError):
