@@ -365,7 +365,7 @@ def test_a_protected_attribute_is_no_input_whatever_part_names_it(name, part):
         re.sub(r"[^a-z_]", "", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) if part == "name" else name
     )
     with pytest.raises(Refused, match="D05"):
-        replace(good, **{part: value})
+        replace(parse_study(STUDY), features=(replace(good, **{part: value}),))
 
 
 @pytest.mark.parametrize(

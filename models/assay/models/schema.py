@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.privacy.errors import BadInput, Refused
-from assay.privacy.purpose import check_context, check_input, check_purpose
+from assay.privacy.packfile import load_pack
+from assay.privacy.policypack import PolicyPack
+from assay.privacy.purpose import PACK, check_context, check_input, check_purpose
 
 __all__ = [
     "COMPONENTS",
@@ -97,15 +99,19 @@ class Outcome:
     Attributes:
         column: column that holds 0 (good) or 1 (bad).
         meaning: what 1 means, in words.
+        observed: column that holds the ISO date of the record's outcome; records older than the policy pack
+            keeps them are left out. None: nothing says how old a record is.
     """
 
     column: str
     meaning: str
+    observed: str | None = None
 
     def __post_init__(self) -> None:
         _words("column", self.column)
         _words("meaning", self.meaning)
-        check_input(self.column)  # nobody's health or faith is predicted either
+        if self.observed is not None:
+            _words("observed", self.observed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +129,7 @@ class Feature:
         transform: scale on which the knots of a numeric feature are uniform.
         risk_trend: ``"falls"`` or ``"rises"`` as the value grows, or None.
         changeable: may a what-if vary it?
+        platform: for component compliance, the platform whose rules it is about; it counts there only.
     """
 
     name: str
@@ -135,6 +142,7 @@ class Feature:
     transform: str = "linear"
     risk_trend: str | None = None
     changeable: bool = False
+    platform: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _FEATURE.fullmatch(self.name):
@@ -146,11 +154,18 @@ class Feature:
         _choice("transform", self.transform, TRANSFORMS)
         if not isinstance(self.changeable, bool):
             raise BadInput("changeable", value=self.changeable, allowed="true or false")
-        check_input(self.name, self.column, self.label)
+        self._check_platform()
         if self.kind == "categorical":
             self._check_levels()
         else:
             self._check_domain()
+
+    def _check_platform(self) -> None:
+        if self.platform is None:
+            return
+        _words("platform", self.platform)
+        if self.component != "compliance":
+            raise BadInput("platform", value=self.platform, allowed="nothing unless component is compliance")
 
     def _check_levels(self) -> None:
         for setting, value in (("domain", self.domain), ("risk_trend", self.risk_trend)):
@@ -330,6 +345,7 @@ class Study:
         privacy: the promise.
         scale: how log-odds become points.
         text: the source text, as it is offered to holders.
+        pack: name of the policy pack that the study is checked against, and its scores later.
     """
 
     name: str
@@ -343,13 +359,15 @@ class Study:
     fairness_columns: tuple[str, ...] = ()
     training: Training = field(default_factory=Training)
     scale: Scale = field(default_factory=Scale)
+    pack: str = PACK.name
 
     def __post_init__(self) -> None:
+        rules = self.rules
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise BadInput("study.name", value=self.name, allowed="letters, digits, - and _, at most 64")
-        check_purpose(self.purpose)
+        check_purpose(self.purpose, rules)
         for context in self.contexts:
-            check_context(context)
+            check_context(context, rules)
         if not self.contexts or len(set(self.contexts)) < len(self.contexts):
             raise BadInput("study.contexts", value=list(self.contexts), allowed="at least one, each once")
         if self.person is not None:
@@ -359,11 +377,25 @@ class Study:
                     "person.column", value=self.person, allowed="no name of a column that scoring writes"
                 )
         self._check_columns()
+        self._check_inputs(rules)
+
+    @property
+    def rules(self) -> PolicyPack:
+        """The policy pack."""
+        return load_pack(self.pack)
+
+    def _check_inputs(self, rules: PolicyPack) -> None:
+        # Nobody's health or faith is predicted either, and no record left out by its date of birth.
+        check_input(self.outcome.column, *filter(None, [self.outcome.observed]), pack=rules)
+        for feature in self.features:
+            check_input(feature.name, feature.column, feature.label, pack=rules)
 
     def _check_columns(self) -> None:
         if not 0 < len(self.features) <= MAX_FEATURES:
             raise BadInput("features", value=len(self.features), allowed=f"1 to {MAX_FEATURES} features")
         taken: dict[str, str] = {self.outcome.column: "the outcome"}
+        if self.outcome.observed is not None:
+            _once("outcome.observed", self.outcome.observed, taken, "the date of the outcome")
         if self.person is not None:
             _once("person.column", self.person, taken, "the person")
         for position, column in enumerate(self.fairness_columns):

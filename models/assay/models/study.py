@@ -25,6 +25,7 @@ from assay.models.schema import (
     transformed,
 )
 from assay.privacy.errors import BadInput, Refused
+from assay.privacy.purpose import PACK
 
 __all__ = [
     "COMPONENTS",
@@ -40,8 +41,8 @@ __all__ = [
 ]
 
 _KEYS: dict[str, tuple[str, ...]] = {
-    "study": ("name", "purpose", "contexts"),
-    "outcome": ("column", "meaning"),
+    "study": ("name", "purpose", "contexts", "pack"),
+    "outcome": ("column", "meaning", "observed"),
     "person": ("column",),
     "features": (
         "name",
@@ -54,6 +55,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
         "risk_trend",
         "label",
         "changeable",
+        "platform",
     ),
     "fairness": ("columns",),
     "training": ("model", "rounds"),
@@ -137,6 +139,7 @@ class _Parser:
                 privacy=self._build(Privacy, "privacy"),
                 scale=self._build(Scale, "scale", optional=True),
                 text=self.text,
+                pack=study.get("pack", PACK.name),
             )
 
     def _section(self, name: str, *, optional: bool = False) -> dict[str, Any]:
@@ -204,12 +207,20 @@ class _Parser:
                 prefix + error.setting, value=error.value, allowed=error.allowed, remedy=error.remedy
             ) from None
         except Refused as error:
-            path = "study.purpose" if not prefix else f"{prefix}column"
             if str(error).startswith(self.where):
                 raise
-            if not prefix and str(error).startswith("context"):
-                path = "study.contexts"
-            raise Refused(f"{self.where}:{self._line(path)}: {error}", code=error.code) from None
+            raise error.at(f"{self.where}:{self._line(self._path_of(error.subject))}") from None
+
+    def _path_of(self, subject: str) -> str:
+        """The key that holds what a refusal is about, e.g. ``"input 'AGE'"``."""
+        kind, _, name = subject.partition(" ")
+        if kind != "input":
+            return "study.contexts" if kind == "context" else "study.purpose"
+        for index, table in enumerate(self.raw["features"]):
+            for key in ("name", "column", "label"):
+                if repr(table.get(key)) == name:
+                    return f"features[{index}].{key}"
+        return "outcome.column" if repr(self.raw["outcome"]["column"]) == name else "outcome.observed"
 
     def _unknown(self, key: str, path: str, known: tuple[str, ...]) -> BadInput:
         nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
@@ -218,10 +229,8 @@ class _Parser:
         )
 
     def _error(self, path: str, *, value: object = None, allowed: str, remedy: str = "") -> BadInput:
-        if path == "purpose":
-            path = "study.purpose"
-        elif path == "contexts":
-            path = "study.contexts"
+        if path in ("purpose", "contexts", "pack"):
+            path = f"study.{path}"
         shown, match = path, _INDEXED.fullmatch(path)
         if match is not None:
             name = self.raw["features"][int(match[1])].get("name")
