@@ -43,6 +43,7 @@ def check(
     lines = [
         f"{study}: a valid study",
         f"  purpose     {checked.purpose}, in {', '.join(checked.contexts)}",
+        f"  pack        {checked.pack}",
         f"  predicts    {checked.outcome.meaning}",
         f"  features    {len(checked.features)}: {', '.join(feature.name for feature in checked.features)}",
         f"  privacy     epsilon {checked.privacy.epsilon:g}, delta {checked.privacy.delta:g},"
@@ -52,6 +53,32 @@ def check(
     ]
     lines += [f"  note        {line}" for line in result["notes"]]
     emit(result, as_json=as_json, text="\n".join(lines))
+
+
+@study_app.command()
+@command
+def packs(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Show this one whole.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List the policy packs, the dated rules that a study may name as its pack, or show one whole.
+
+    Example: assay study packs
+    """
+    from assay.models.packwords import pack_facts, pack_in_words
+    from assay.privacy.packfile import DEFAULT, load_pack, pack_names
+
+    if name:
+        shown = load_pack(name)
+        emit(pack_facts(shown), as_json=as_json, text=pack_in_words(shown))
+        return
+    known = [load_pack(each) for each in pack_names()]
+    listed = [{"name": each.name, "as_of": each.as_of, "summary": each.summary} for each in known]
+    lines = [
+        f"{each.name}  as of {each.as_of}{' (default)' if each.name == DEFAULT else ''}: {each.summary}"
+        for each in known
+    ]
+    emit({"packs": listed, "default": DEFAULT}, as_json=as_json, text="\n".join(lines))
 
 
 @model_app.command()
@@ -103,6 +130,12 @@ def score(
     source: Annotated[Path, typer.Option("--input", help="Records: .csv, .csv.gz or .parquet.")],
     output: Annotated[Path, typer.Option("--output", help="Scores: .csv or .parquet.")],
     purpose: Annotated[str, typer.Option("--purpose", help="What the scores are for; the bundle's purpose.")],
+    context: Annotated[
+        str | None, typer.Option(help="Where they are used; a context that the bundle declares.")
+    ] = None,
+    platform: Annotated[
+        str | None, typer.Option(help="The platform they are used on: compliance counts only where it arose.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score a file, one output row per input row, with points and reasons.
@@ -112,10 +145,19 @@ def score(
     from assay.models.bundle import read_bundle
     from assay.models.scoring import score_file
 
-    done = score_file(read_bundle(bundle), source, output, purpose=purpose)
+    done = score_file(
+        read_bundle(bundle), source, output, purpose=purpose, context=context, platform=platform
+    )
     if done.absent:
         note(f"columns not in {source}, counted as missing: {', '.join(done.absent)}")
-    result = {"rows": done.rows, "absent_columns": list(done.absent), "output": str(done.output)}
+    if done.other_platform:
+        note(f"columns of another platform, treated as not there: {', '.join(done.other_platform)}")
+    result = {
+        "rows": done.rows,
+        "absent_columns": list(done.absent),
+        "other_platform_columns": list(done.other_platform),
+        "output": str(done.output),
+    }
     emit(result, as_json=as_json, text=f"{done.rows:,} records scored: {done.output}")
 
 
@@ -125,6 +167,7 @@ def explain(
     bundle: BundleFile,
     source: Annotated[Path, typer.Option("--input", help="Records: .csv, .csv.gz or .parquet.")],
     row: Annotated[int, typer.Option(min=1, help="Which record; 1 is the first.")] = 1,
+    platform: Annotated[str | None, typer.Option(help="As for score.")] = None,
     as_json: Json = False,
 ) -> None:
     """Explain one score: points, reasons, and what one change would do. Nothing is stored.
@@ -140,7 +183,7 @@ def explain(
 
     opened = read_bundle(bundle)
     opened.require_current(time.time())
-    record = read_record(opened.scorecard.grid, source, row)
+    record = read_record(opened.scorecard.grid, source, row, platform)
     explained = explain_record(opened.scorecard, record)
     emit({"row": row, **explained}, as_json=as_json, text=explanation_in_words(explained))
 
@@ -156,6 +199,7 @@ def _study_facts(study: Study) -> dict[str, Any]:
         "name": study.name,
         "purpose": study.purpose,
         "contexts": list(study.contexts),
+        "pack": study.pack,
         "features": [feature.name for feature in study.features],
         "model": study.training.model,
         "epsilon": study.privacy.epsilon,
@@ -171,6 +215,7 @@ def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "study": bundle.study.name,
         "purpose": bundle.study.purpose,
         "contexts": list(bundle.study.contexts),
+        "pack": bundle.study.pack,
         "created": bundle.created,
         "expires": bundle.expires,
         "fingerprint": bundle.fingerprint,

@@ -38,11 +38,13 @@ class Scored:
     Attributes:
         rows: number of records scored.
         absent: feature columns the input does not have; those features counted as missing.
+        other_platform: compliance columns that the input has and that do not count here.
         output: the file written.
     """
 
     rows: int
     absent: tuple[str, ...]
+    other_platform: tuple[str, ...]
     output: Path
 
 
@@ -52,6 +54,8 @@ def score_file(
     target: Path,
     *,
     purpose: str,
+    context: str | None = None,
+    platform: str | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Scored:
     """Score every record of ``source`` and write ``target``, whole or not at all.
@@ -66,22 +70,27 @@ def score_file(
         source: ``.csv``, ``.csv.gz`` or ``.parquet``.
         target: ``.csv`` or ``.parquet``; replaced if it exists.
         purpose: what the scores are for; must be the bundle's purpose.
+        context: where they are to be used; one of those that the bundle declares. None: it is not said.
+        platform: where they are to be used, if that is a platform. A compliance feature of another one is
+            treated as if the input did not have its column.
         clock: seconds since 1970.
 
     Raises:
-        Refused: the purpose is not the bundle's, or the bundle has expired.
+        Refused: the purpose is not the bundle's, the context is none of the bundle's, or the bundle has
+            expired.
         BadInput: ``target`` is ``source``, or its name says no format.
         BadData: ``source`` is not what its name says, is empty, has none of the features' columns, or a cell
             is not what the study says.
     """
-    check_use(purpose, bundle.study.purpose)
+    study = bundle.study
+    check_use(purpose, study.purpose, study.rules, context=context, contexts=study.contexts)
     bundle.require_current(clock())
     if target.resolve() == source.resolve():
         raise BadInput("output", value=str(target), allowed="another file than the input")
     reader = open_table(source)
     card = bundle.scorecard
-    present = _present(card.grid, reader, source)
-    person = bundle.study.person if bundle.study.person in reader.columns else None
+    present = _present(card.grid, reader, source, platform)
+    person = study.person if study.person in reader.columns else None
     rows = 0
     with _written(target, _schema(card, reader, person)) as write:
         for batch in reader.batches([*present, *([person] if person else [])]):
@@ -91,23 +100,29 @@ def score_file(
             rows += batch.num_rows
         if rows == 0:
             raise BadData("rows", where=source, allowed="at least one record")
-    absent = tuple(f.feature.column for f in card.grid.features if f.feature.column not in present)
-    return Scored(rows=rows, absent=absent, output=target)
+    unused = [f.feature.column for f in card.grid.features if f.feature.column not in present]
+    return Scored(
+        rows=rows,
+        absent=tuple(name for name in unused if name not in reader.columns),
+        other_platform=tuple(name for name in unused if name in reader.columns),
+        output=target,
+    )
 
 
-def read_record(grid: Grid, source: Path, row: int) -> dict[str, object]:
+def read_record(grid: Grid, source: Path, row: int, platform: str | None = None) -> dict[str, object]:
     """Return the study's columns of one record, for :func:`assay.models.explain.explain`.
 
     Args:
         grid: names the columns.
         source: as for :func:`score_file`.
         row: 1 is the first record.
+        platform: as for :func:`score_file`.
 
     Raises:
         BadData: there is no such row, or a cell of it is not what the study says.
     """
     reader = open_table(source)
-    present = _present(grid, reader, source)
+    present = _present(grid, reader, source, platform)
     before = 0
     for batch in reader.batches(list(present)):
         if before < row <= before + batch.num_rows:
@@ -121,15 +136,23 @@ def _plain(value: Any) -> object:
     return None if value is None or (isinstance(value, float) and np.isnan(value)) else value
 
 
-def _present(grid: Grid, reader: CsvReader | ParquetReader, source: Path) -> dict[str, str]:
-    """Return the features' columns that the file has, and how each is read."""
-    wanted = {f.feature.column: _KIND[f.feature.kind] for f in grid.features}
+def _present(
+    grid: Grid, reader: CsvReader | ParquetReader, source: Path, platform: str | None
+) -> dict[str, str]:
+    """Return the features' columns that the file has and that count on ``platform``, and how each is read."""
+    wanted = {
+        f.feature.column: _KIND[f.feature.kind]
+        for f in grid.features
+        if f.feature.platform in (None, platform)
+    }
     present = {name: kind for name, kind in wanted.items() if name in reader.columns}
     if not present:
         raise BadData(
             "columns",
             where=source,
-            allowed=f"the columns of the study, at least one of {', '.join(list(wanted)[:5])}, ...",
+            allowed=f"the columns of the study, at least one of {', '.join(list(wanted)[:5])}, ..."
+            if wanted
+            else "a column that counts here; every feature is about another platform (--platform)",
         )
     return present
 
