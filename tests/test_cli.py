@@ -15,7 +15,7 @@ from assay.simulations.examples import example
 from assay.simulations.main import build
 
 COMMANDS = [
-    ("demo",), ("simulate",), ("study", "check"),
+    ("demo",), ("population",), ("simulate",), ("study", "check"),
     ("server", "init"), ("server", "admit"), ("server", "revoke"), ("server", "serve"), ("server", "train"),
     ("server", "status"), ("server", "models"), ("server", "witness"),
     ("client", "init"), ("client", "join"), ("client", "check"), ("client", "run"), ("client", "status"),

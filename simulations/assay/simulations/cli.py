@@ -1,4 +1,4 @@
-"""``assay demo`` and ``assay simulate``."""
+"""``assay demo``, ``assay population`` and ``assay simulate``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from assay.privacy.errors import BadInput
 from assay.privacy.terminal import Json, command, emit
 
-__all__ = ["demo", "simulate"]
+__all__ = ["demo", "population", "simulate"]
 
 Say = Callable[[str], None]
 
@@ -64,6 +64,54 @@ def demo(
 
         result, text = plan.run(say, on_event)
     emit(result, as_json=as_json, text=text)
+
+
+@command
+def population(
+    people: Annotated[int, typer.Option(help="How many, 1 to 100 million; one row each.")],
+    out: Annotated[
+        Path, typer.Option(help="File to write: .parquet or .csv. Two study files are put beside it.")
+    ],
+    seed: Annotated[int, typer.Option(help="Decides everything about the people.")] = 0,
+    params: Annotated[
+        Path | None, typer.Option(help="TOML file with the parameters to change (default: none).")
+    ] = None,
+    months: Annotated[
+        int | None, typer.Option(help="Months that applications are spread over, 1 to 120 (default: 12).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make synthetic people whose true risk is known, and the two studies that ask about it.
+
+    Example: assay population --people 100000 --out people.parquet
+    """
+    from assay.simulations.population import MAX_PEOPLE
+    from assay.simulations.population_file import write_population
+    from assay.simulations.population_params import MAX_MONTHS
+    from assay.simulations.population_read import read_parameters
+
+    for option, value, low, high in (
+        ("--people", people, 1, MAX_PEOPLE),
+        ("--seed", seed, 0, 2**63 - 1),
+        ("--months", 1 if months is None else months, 1, MAX_MONTHS),
+    ):
+        if not low <= value <= high:
+            raise BadInput(option, value=value, allowed=f"a whole number from {low} to {high}")
+    parameters = read_parameters(params)
+    if months is not None:
+        parameters = parameters.with_months(months)
+    result = write_population(parameters, out, people=people, seed=seed)
+    emit(result, as_json=as_json, text=_population_text(result))
+
+
+def _population_text(result: dict[str, Any]) -> str:
+    lines = [f"{result['people']:,} people in {result['seconds']:.1f} s: {result['file']}"]
+    lines += [
+        f"  {outcome}: {result['base_rate'][outcome]:.2%} bad, AUROC of the true risk"
+        f" {result['bayes_auroc'][outcome]:.4f}, study {path}"
+        for outcome, path in result["studies"].items()
+    ]
+    return "\n".join(lines)
 
 
 @command

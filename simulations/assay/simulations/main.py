@@ -27,7 +27,7 @@ def build() -> typer.Typer:
     from assay.models.plan import plan
     from assay.privacy.cli import app as privacy_app
     from assay.server.cli import app as server_app
-    from assay.simulations.cli import demo, simulate
+    from assay.simulations.cli import demo, population, simulate
 
     app = typer.Typer(
         name="assay",
@@ -44,6 +44,7 @@ def build() -> typer.Typer:
     app.add_typer(client_app, name="client", help="A data holder: set up, join, check, run.")
     privacy_app.command()(plan)
     app.add_typer(privacy_app, name="privacy", help="What is spent, what is left, what a run would cost.")
+    app.command()(population)
     app.command()(simulate)
     app.add_typer(model_app, name="model", help="A finished bundle: show, verify, score, explain.")
     return app
