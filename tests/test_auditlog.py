@@ -13,6 +13,7 @@ import threading
 import pytest
 
 from assay.privacy.accounting import Event
+from assay.privacy.auditentry import OPTIONAL
 from assay.privacy.auditlog import FIELDS, AuditLog
 from assay.privacy.errors import AssayError, BadInput, Refused, Tampered, Unavailable
 from assay.privacy.keys import Identity, canonical_json, verify
@@ -134,10 +135,20 @@ def test_nothing_but_the_declared_fields_enters_a_leaf(kind, data):
 
 def test_no_field_of_a_leaf_can_name_a_person():
     """A new field has to be looked at: does it depend on a record?"""
-    assert {name for names in FIELDS.values() for name in names} == {
-        *("run", "round", "session", "ledger_seq", "version", "code", "question", "outcome"),
+    assert {name for names in (*FIELDS.values(), *OPTIONAL.values()) for name in names} == {
+        *("run", "round", "session", "ledger_seq", "version", "code", "question", "outcome", "article"),
         *("study", "sha256", "row_sha256", "holders", "heads", "signature"),
     }
+
+
+def test_a_refusal_may_name_its_article_and_nothing_else_may():
+    with AuditLog.open(None, IDENTITY) as log:
+        log.append("declined", run="r", code="D05", article="GDPR Art. 9")
+        log.append("declined", run="r", code="data")
+        log.append("refused", run="r", code="D05", question="offer", article="GDPR Art. 9")
+        with pytest.raises(BadInput, match="audit entry"):
+            log.append("accepted", run="r", study="0" * 64, article="GDPR Art. 9")
+        assert log.size == 3
 
 
 def test_a_second_writer_is_refused_and_a_reader_is_not(path):

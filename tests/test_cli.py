@@ -15,11 +15,11 @@ from assay.simulations.examples import example
 from assay.simulations.main import build
 
 COMMANDS = [
-    ("demo",), ("population",), ("simulate",), ("study", "check"),
+    ("demo",), ("population",), ("simulate",), ("study", "check"), ("study", "packs"),
     ("server", "init"), ("server", "admit"), ("server", "revoke"), ("server", "serve"), ("server", "train"),
     ("server", "status"), ("server", "models"), ("server", "witness"),
     ("client", "init"), ("client", "join"), ("client", "check"), ("client", "run"), ("client", "status"),
-    ("privacy", "ledger"), ("privacy", "audit"), ("privacy", "plan"),
+    ("privacy", "ledger"), ("privacy", "audit"), ("privacy", "plan"), ("privacy", "refusals"),
     ("model", "show"), ("model", "verify"), ("model", "score"), ("model", "explain"),
 ]  # fmt: skip
 

@@ -18,6 +18,7 @@ from assay.client.sources import DataSource
 from assay.privacy.errors import BadInput, Refused
 from assay.privacy.files import read_toml, require_private
 from assay.privacy.names import check_holder_name
+from assay.privacy.packfile import DEFAULT
 
 __all__ = ["CONFIG_FILE", "HolderConfig", "Policy", "template"]
 
@@ -172,7 +173,7 @@ class _Reader:
                 where=self._place(section, error.setting),
             ) from None
         except Refused as error:
-            raise Refused(f"{self._place(section, 'purposes')}: {error}", code=error.code) from None
+            raise error.at(self._place(section, "purposes")) from None
 
     def _place(self, section: str, key: str) -> str:
         """Return file and line of a key; a dot in it stands for a table inside the section."""
@@ -196,7 +197,7 @@ def template(name: str) -> str:
     Raises:
         BadInput: a holder may not have this name.
     """
-    return _TEMPLATE.replace("NAME", check_holder_name(name))
+    return _TEMPLATE.replace("NAME", check_holder_name(name)).replace("PACK", DEFAULT)
 
 
 _TEMPLATE = """\
@@ -242,6 +243,8 @@ name = "NAME"
 [policy]
 # Purposes a study may have.
 purposes = ["consumer_credit"]
+# Dated rules that a study may be checked against (assay study packs).
+packs = ["PACK"]
 # Groups of features that may be used.
 components = ["identity", "spending", "compliance", "payment_history", "third_party"]
 # Most privacy loss (epsilon) of one person: in one run, over all runs of a study, over all studies in a year.

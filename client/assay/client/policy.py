@@ -18,7 +18,8 @@ from assay.privacy.errors import BadInput, Refused
 from assay.privacy.keys import fingerprint, same_fingerprint
 from assay.privacy.ledger import Limits
 from assay.privacy.names import check_holder_name
-from assay.privacy.purpose import check_purpose
+from assay.privacy.packfile import pack_names
+from assay.privacy.purpose import PACK, check_purpose
 from assay.privacy.secagg import MAX_HOLDERS, MIN_HOLDERS
 
 __all__ = ["Policy", "admit", "require_circle", "require_count", "require_persons", "require_same_person"]
@@ -33,7 +34,9 @@ class Policy:
     """The holder's own limits. A study may ask for less, never for more.
 
     Attributes:
-        purposes: allowed purposes, each one that the purpose table allows; at least one.
+        purposes: allowed purposes, each one that the default policy pack allows; at least one.
+        packs: policy packs that a study may be checked against; at least one. Which rules bind this holder is
+            not the coordinator's choice.
         components: components that may be used, each of ``assay.models.study.COMPONENTS``; at least one.
         epsilon_per_run: most privacy loss of one person in one run; above 0, at most 1000.
         epsilon_per_study: the same over all runs of one study; not below ``epsilon_per_run``.
@@ -63,11 +66,16 @@ class Policy:
     minimum_holders: int = MIN_HOLDERS
     epsilon_if_aggregation_fails: float | None = 25.0
     peers: Mapping[str, str] = field(default_factory=dict)
+    packs: tuple[str, ...] = (PACK.name,)
 
     def __post_init__(self) -> None:
         _require_words("purposes", self.purposes)
         for purpose in self.purposes:
             check_purpose(purpose)
+        _require_words("packs", self.packs)
+        for pack in self.packs:
+            if pack not in pack_names():
+                raise BadInput("packs", value=pack, allowed=f"any of {', '.join(pack_names())}")
         for setting, known in (("components", COMPONENTS), ("trust", TRUST)):
             _require_words(setting, getattr(self, setting))
             for word in getattr(self, setting):
@@ -116,10 +124,19 @@ def admit(study: Study, policy: Policy) -> None:
     Raises:
         Refused: with the code of the first limit that is passed.
     """
+    if study.pack not in policy.packs:
+        raise Refused(
+            f"pack {study.pack!r} is not allowed here; allowed: {', '.join(policy.packs)}. {_HOW}",
+            code="purpose",
+            subject=f"pack {study.pack!r}",
+            pack=study.pack,
+        )
     if study.purpose not in policy.purposes:
         raise Refused(
             f"purpose {study.purpose!r} is not allowed here; allowed: {', '.join(policy.purposes)}. {_HOW}",
             code="purpose",
+            subject=f"purpose {study.purpose!r}",
+            pack=study.pack,
         )
     for feature in study.features:
         if feature.component not in policy.components:

@@ -20,7 +20,7 @@ from assay.privacy.keys import Identity, canonical_json, verify
 from assay.privacy.ledger import Landmark
 from assay.privacy.merkle import MerkleTree
 
-__all__ = ["FIELDS", "Entry", "decode", "encode", "is_whole"]
+__all__ = ["FIELDS", "OPTIONAL", "Entry", "decode", "encode", "is_whole"]
 
 _ROW = frozenset({"ledger_seq", "round", "row_sha256", "run"})
 FIELDS: dict[str, frozenset[str]] = {
@@ -38,6 +38,9 @@ FIELDS: dict[str, frozenset[str]] = {
 }
 """What a leaf of each kind holds: text of at most 512 printable ASCII characters, or a whole number."""
 
+OPTIONAL = {"declined": frozenset({"article"}), "refused": frozenset({"article"})}
+"""What a leaf may hold besides: the rule of the policy pack that a refusal rests on."""
+
 _NUMBERS = frozenset({"ledger_seq", "round", "session"})
 _TEXT = re.compile(r"[ -~]{0,512}")
 _CONTEXT = "audit-checkpoint"
@@ -51,7 +54,7 @@ class Entry:
         index: its place, from 1.
         time: seconds since 1970, as the holder's clock had it; never earlier than the entry before.
         kind: a key of :data:`FIELDS`.
-        data: its fields.
+        data: its fields, and of :data:`OPTIONAL` those that apply.
 
     Raises:
         BadInput: a field is not as described.
@@ -63,7 +66,7 @@ class Entry:
     data: dict[str, str | int]
 
     def __post_init__(self) -> None:
-        if self.kind not in FIELDS or FIELDS[self.kind] != self.data.keys():
+        if self.kind not in FIELDS or not self._fits():
             allowed = ", ".join(f"{kind}({', '.join(sorted(names))})" for kind, names in FIELDS.items())
             raise BadInput("audit entry", value=self.kind, allowed=allowed)
         for name, value in self.data.items():
@@ -75,6 +78,9 @@ class Entry:
                 fits = isinstance(value, str) and _TEXT.fullmatch(value) is not None
             if not fits:
                 raise BadInput(f"audit entry {self.kind}.{name}", allowed=allowed)
+
+    def _fits(self) -> bool:
+        return FIELDS[self.kind] == self.data.keys() - OPTIONAL.get(self.kind, frozenset())
 
     @property
     def leaf(self) -> bytes:

@@ -182,7 +182,7 @@ class AuditLog:
 
         Args:
             kind: a key of :data:`FIELDS`.
-            data: exactly its fields.
+            data: exactly its fields, and those of :data:`~assay.privacy.auditentry.OPTIONAL` that apply.
 
         Raises:
             BadInput: another kind, field or value.

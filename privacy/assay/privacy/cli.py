@@ -1,4 +1,4 @@
-"""``assay privacy ledger`` and ``audit``: what was spent, and whether anybody changed the books."""
+"""``assay privacy ledger``, ``audit``, ``refusals``: what was spent and refused, and are the books whole."""
 
 from __future__ import annotations
 
@@ -110,6 +110,33 @@ def audit(
         "witnessed": found.witnessed is not None,
     }
     emit(result, as_json=as_json, text=_verdict(found))
+
+
+@app.command()
+@command
+def refusals(as_json: Json = False) -> None:
+    """Show what was refused by policy at this command line, and drop what is older than its pack keeps it.
+
+    Example: assay privacy refusals --json
+    """
+    from assay.privacy.refusals import log_file, prune, read
+
+    dropped, log = prune(), read()
+    lines = [
+        f"{entry['time']}  {entry['code']:7}  {entry['command']}: {entry['subject']}"
+        + (f" [{entry['article']}]" if entry["article"] else "")
+        for entry in log.entries
+    ]
+    lines.append(f"{len(log.entries)} refusals in {log_file()}; {dropped} older ones dropped")
+    if log.unreadable:
+        lines.append(f"{log.unreadable} lines are no entries; a crash can cut one off")
+    result = {
+        "entries": list(log.entries),
+        "dropped": dropped,
+        "unreadable": log.unreadable,
+        "file": str(log_file()),
+    }
+    emit(result, as_json=as_json, text="\n".join(lines))
 
 
 def _verdict(found: Audit) -> str:

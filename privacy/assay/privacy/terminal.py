@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable
 from typing import Annotated, Any, ParamSpec, TypeVar
 
+import click
 import typer
 
-from assay.privacy.errors import AssayError
+from assay.privacy.errors import AssayError, Refused
 
 __all__ = ["Json", "command", "emit", "note"]
 
@@ -36,7 +37,8 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
     """Turn the errors of a command into one line on standard error and the documented exit code.
 
     Anything that is not an :class:`AssayError` is a defect of ours and keeps its traceback. A full
-    disk or a file without permission is the machine's state, so it is reported in one line too.
+    disk or a file without permission is the machine's state, so it is reported in one line too. What a
+    policy pack refuses goes into the log of refusals before the command ends.
     """
 
     @functools.wraps(function)
@@ -46,6 +48,8 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         except AssayError as error:
             line = " ".join(str(error).splitlines())
             typer.secho(f"assay: {line}", err=True, fg="red" if sys.stderr.isatty() else None)
+            if isinstance(error, Refused):
+                _log(error, function.__name__)
             raise typer.Exit(error.exit_code) from None
         except OSError as error:
             where = f" {error.filename}" if error.filename else ""
@@ -56,3 +60,17 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(130) from None
 
     return run
+
+
+def _log(refused: Refused, name: str) -> None:
+    """Log what a policy pack refused. A log that cannot be written is said, and changes nothing else."""
+    from assay.privacy.refusals import by_policy, record  # late: few commands are refused
+
+    if not by_policy(refused):
+        return
+    context = click.get_current_context(silent=True)
+    try:
+        record(refused, context.command_path if context is not None else name)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        note(f"this refusal is missing from the log of refusals: {error.strerror or error}{where}")
