@@ -6,8 +6,10 @@ shown at the holder's own terminal only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ class Records:
         persons: int64 [N], codes 0..P-1 in order of first appearance; None where every row is a person.
         absent: names of the features whose column this source does not have.
         ignored: columns of the source that the study does not use.
+        too_old: how many rows were left out because their outcome is older than records are kept.
     """
 
     columns: Mapping[str, NDArray[Any]] = field(repr=False)
@@ -40,6 +43,7 @@ class Records:
     persons: NDArray[np.int64] | None = field(default=None, repr=False)
     absent: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    too_old: int = 0
 
     def __post_init__(self) -> None:
         lengths = {len(values) for values in (*self.columns.values(), self.labels)}
@@ -64,16 +68,22 @@ class Records:
         return self.rows if self.persons is None else int(self.persons.max()) + 1
 
 
-def load_records(source: Source, study: Study) -> Records:
+def load_records(source: Source, study: Study, *, clock: Callable[[], float] = time.time) -> Records:
     """Read the columns that the study uses, and check them.
 
     A feature whose column is not there becomes missing; at least one must be there. The outcome and,
     if the study names one, the person column must be there and hold a value in every row. Fairness
-    columns are not read.
+    columns are not read. If the study says which column holds the date of the outcome, rows older than its
+    policy pack keeps records are left out.
+
+    Args:
+        source: where the records lie.
+        study: names the columns.
+        clock: seconds since 1970, for the age of a record.
 
     Raises:
         BadData: a column is missing or of the wrong type, a label is not 0 or 1, an identifier is
-            missing, a number is not finite, or there are no rows.
+            missing, a number is not finite, a date is unreadable or in the future, or there are no rows.
     """
     source.require(study.outcome.column)
     present = [feature for feature in study.features if feature.column in source.columns]
@@ -83,24 +93,70 @@ def load_records(source: Source, study: Study) -> Records:
     wanted[study.outcome.column] = "label"
     if study.person is not None:
         wanted[study.person] = "text"
+    if study.outcome.observed is not None:
+        source.require(study.outcome.observed)
+        wanted[study.outcome.observed] = "text"
     columns = source.read(wanted)
     labels = columns.pop(study.outcome.column)
+    rows = len(labels)
+    kept = np.arange(rows)
+    if study.outcome.observed is not None:
+        today = datetime.fromtimestamp(clock(), UTC).date()
+        kept = _young_enough(columns.pop(study.outcome.observed), study, today, source.where)
+        labels = labels[kept]
     persons = None
     if study.person is not None:
-        persons = _person_codes(columns.pop(study.person), study.person, source.where)
+        persons = _person_codes(columns.pop(study.person), kept, study.person, source.where)
     return Records(
-        columns=columns,
+        columns=columns if len(kept) == rows else {name: values[kept] for name, values in columns.items()},
         labels=labels,
         persons=persons,
+        too_old=rows - len(kept),
         absent=tuple(feature.name for feature in study.features if feature.column not in columns),
         ignored=tuple(name for name in source.columns if name not in wanted),
     )
 
 
-def _person_codes(identifiers: NDArray[Any], name: str, where: str) -> NDArray[np.int64]:
+def _young_enough(dates: NDArray[Any], study: Study, today: date, where: str) -> NDArray[np.int64]:
+    """Return which rows are kept, [M] in ascending order.
+
+    A row is judged by its own date and by today's, never by another row. So without one person the other
+    rows that are kept are the same, and the sums differ by what that person's rows add: the sensitivities,
+    and with them the accounting, hold as they are. Another day is another data set, for which they hold too.
+    """
+    oldest = today - timedelta(days=study.rules.retention["records"].days)
+    kept = []
+    for row, cell in enumerate(dates):
+        try:
+            day = datetime.fromisoformat(cell.strip()).date()  # databases write a time after the date
+        except (AttributeError, ValueError):  # AttributeError: an empty cell
+            day = date.max
+        if day > today + timedelta(days=1):  # east of Greenwich it may be tomorrow
+            raise BadData(
+                f"row {row + 1}, column {study.outcome.observed!r}",
+                where=where,
+                value="an empty cell" if cell is None else cell,
+                allowed="the date of the outcome such as 2026-03-31, not in the future",
+                remedy="Correct it or drop the row",
+            )
+        if day >= oldest:
+            kept.append(row)
+    if not kept:
+        raise BadData(
+            f"column {study.outcome.observed!r}",
+            where=where,
+            allowed=f"at least one date from {oldest.isoformat()} on; older records are not used",
+        )
+    return np.array(kept, dtype=np.int64)
+
+
+def _person_codes(
+    identifiers: NDArray[Any], kept: NDArray[np.int64], name: str, where: str
+) -> NDArray[np.int64]:
     codes: dict[str, int] = {}
-    out = np.empty(len(identifiers), dtype=np.int64)
-    for row, identifier in enumerate(identifiers):
+    out = np.empty(len(kept), dtype=np.int64)
+    for place, row in enumerate(kept.tolist()):
+        identifier = identifiers[row]
         if identifier is None:
             raise BadData(
                 f"row {row + 1}, column {name!r}",
@@ -109,7 +165,7 @@ def _person_codes(identifiers: NDArray[Any], name: str, where: str) -> NDArray[n
                 allowed="the identifier of a person in every row",
                 remedy="Fill it in or drop the row",
             )
-        out[row] = codes.setdefault(identifier, len(codes))
+        out[place] = codes.setdefault(identifier, len(codes))
     return out
 
 
@@ -128,7 +184,12 @@ def describe(records: Records, study: Study) -> tuple[dict[str, Any], list[str]]
         "persons": records.persons_count,
         "bad_share": float(records.labels.mean()),
         "features": features,
-        "used_columns": [*records.columns, study.outcome.column, *([study.person] if study.person else [])],
+        "used_columns": [
+            *records.columns,
+            study.outcome.column,
+            *filter(None, [study.person, study.outcome.observed]),
+        ],
+        "too_old_rows": records.too_old,
         "ignored_columns": list(records.ignored),
         "leaves": leaves,
         "warnings": _warnings(records, study),
@@ -187,6 +248,7 @@ def _lines(result: dict[str, Any], study: Study) -> list[str]:
     lines = [
         f"study {study.name}: {result['rows']} rows, {result['persons']} persons, "
         f"{result['bad_share']:.1%} bad ({study.outcome.meaning})",
+        *_age(result, study),
         "",
         "feature (column): missing, outside the public domain or levels",
     ]
@@ -211,3 +273,13 @@ def _lines(result: dict[str, Any], study: Study) -> list[str]:
     ]
     lines += [f"warning: {warning}" for warning in result["warnings"]]
     return lines
+
+
+def _age(result: dict[str, Any], study: Study) -> list[str]:
+    if study.outcome.observed is None:
+        return []
+    kept = study.rules.retention["records"]
+    return [
+        f"left out: {result['too_old_rows']} rows whose {study.outcome.observed} is more than {kept.days}"
+        f" days ago [{kept.article}]"
+    ]

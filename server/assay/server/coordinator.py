@@ -22,7 +22,7 @@ from assay.server.admin import AdminServer
 from assay.server.courier import Courier
 from assay.server.federation import Federation
 from assay.server.fleet import FleetGrid, FleetServer
-from assay.server.publish import VALID_S, publish
+from assay.server.publish import publish, valid_s
 from assay.server.records import Checkpoint, Collected, Session
 from assay.server.records import Run as RunRecord
 from assay.server.registry import Registry
@@ -186,7 +186,7 @@ class Coordinator:
             path=str(path.relative_to(self._federation.directory)),
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             created=created,
-            expires=created + VALID_S,
+            expires=created + valid_s(run.study),
             purpose=run.study.purpose,
             label=label,
         )

@@ -14,10 +14,15 @@ from assay.models.scorecard import Scorecard
 from assay.privacy.keys import Identity
 from assay.server.rounds import Trained
 
-__all__ = ["VALID_S", "publish"]
+__all__ = ["VALID_S", "publish", "valid_s"]
 
 # A scorecard is refused a year after its training: people and economies change.
 VALID_S = 365 * 86400
+
+
+def valid_s(study: Study) -> int:
+    """Seconds that a bundle of a study is good for: a year, or less where its policy pack says less."""
+    return min(VALID_S, study.rules.retention["bundles"].days * 86400)
 
 
 def publish(
@@ -56,6 +61,6 @@ def publish(
         metrics=dict(metrics) if metrics is not None else {},
         identity=identity,
         created=created,
-        expires=created + VALID_S,
+        expires=created + valid_s(study),
     )
     return label
