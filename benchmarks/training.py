@@ -53,7 +53,7 @@ def make_data(rows: int, features: int) -> tuple[Encoded, np.ndarray]:
     logit = (position / (CELLS - 2) - 0.5) @ slope * 4 - 1
     labels = (rng.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     low = cell + np.arange(features, dtype=np.int32) * CELLS
-    return Encoded(low=low, upper=upper), labels
+    return Encoded(low=low, upper=upper, pattern=np.ones(rows, dtype=np.int32)), labels
 
 
 def assay(encoded: Encoded, labels: np.ndarray, size: int, batch: int, clip: float) -> Iterator[int]:

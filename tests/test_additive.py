@@ -28,6 +28,11 @@ SIZE = CELLS * FEATURES
 NATURAL = math.sqrt(FEATURES + 1)
 
 
+def encoded_of(low, upper):
+    """Rows of the one pattern of a study of one component."""
+    return Encoded(low=low, upper=upper, pattern=np.ones(len(low), dtype=np.int32))
+
+
 def records(rows, seed=0, features=FEATURES):
     """Random rows with every special case: bins, hats, knots hit exactly, missing in the last feature."""
     rng = np.random.default_rng(seed)
@@ -39,7 +44,7 @@ def records(rows, seed=0, features=FEATURES):
     missing = rng.random((rows, features)) < 0.2
     low[missing], upper[missing] = CELLS - 1, 0.0
     low = (low + np.arange(features) * CELLS).astype(np.int32)
-    return Encoded(low=low, upper=upper), rng.integers(0, 2, rows).astype(float)
+    return encoded_of(low, upper), rng.integers(0, 2, rows).astype(float)
 
 
 def random_theta(seed=1, scale=1.0):
@@ -93,6 +98,56 @@ def test_the_sum_is_what_opacus_optimizer_clips(bound):
     assert np.abs(ours - theirs).max() / np.abs(theirs).max() < 5e-6 / min(1.0, bound)
 
 
+PATTERNS = 3
+
+
+def with_absent(rows, seed=0):
+    """Rows of three patterns: the first two features are one component, the others another."""
+    encoded, labels = records(rows, seed)
+    pattern = np.random.default_rng(seed + 1).integers(1, PATTERNS + 1, rows).astype(np.int32)
+    low, upper = encoded.low.copy(), encoded.upper.copy()
+    for bit, features in ((1, slice(0, 2)), (2, slice(2, None))):
+        low[(pattern & bit) == 0, features], upper[(pattern & bit) == 0, features] = -1, 0.0
+    return Encoded(low=low, upper=upper, pattern=pattern), labels
+
+
+@pytest.mark.parametrize("bound", [0.5, 1.0, NATURAL])
+def test_absent_components_add_nothing_and_every_pattern_has_its_intercept(bound):
+    encoded, labels = with_absent(200)
+    theta = np.random.default_rng(3).normal(size=SIZE + PATTERNS)
+    model = AdditiveModel(SIZE, PATTERNS, dtype=torch.float64)
+    model.load_theta(theta)
+    hooked = GradSampleModule(model, batch_first=True, loss_reduction="sum")
+    parts = (encoded.low, encoded.upper.astype(np.float64), encoded.pattern)
+    logits = hooked(*(torch.from_numpy(part) for part in parts))
+    torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, torch.from_numpy(labels), reduction="sum"
+    ).backward()
+    gradients = torch.cat([model.weight.grad_sample, model.bias.grad_sample], dim=1).numpy()
+    assert (gradients[encoded.pattern == 1][:, 2 * CELLS : SIZE] == 0).all()
+    assert (np.count_nonzero(gradients[:, SIZE:], axis=1) == 1).all()
+    ours = AdditiveClippedSum(encoded, labels, size=SIZE, patterns=PATTERNS, l2_clip_norm=bound)
+    np.testing.assert_allclose(ours(theta), clipped(gradients, np.arange(200), bound), atol=1e-4)
+    counts = ClippedCounts(ours, l2_clip_norm=NATURAL)(theta)
+    np.testing.assert_allclose(counts[SIZE:], np.bincount(encoded.pattern, minlength=4)[1:])
+    assert counts[: 2 * CELLS].sum() == pytest.approx(2 * np.isin(encoded.pattern, (1, 3)).sum())
+
+
+@pytest.mark.parametrize("pattern", [0, PATTERNS + 1])
+def test_a_pattern_that_is_none_is_refused(pattern):
+    encoded, labels = with_absent(20)
+    encoded.pattern[3] = pattern
+    with pytest.raises(BadInput, match="patterns"):
+        AdditiveClippedSum(encoded, labels, size=SIZE, patterns=PATTERNS, l2_clip_norm=1.0)
+
+
+def test_an_absent_feature_with_weight_is_refused():
+    encoded, labels = with_absent(20)
+    encoded.upper[encoded.low < 0] = 0.5
+    with pytest.raises(BadInput, match="cells"):
+        AdditiveClippedSum(encoded, labels, size=SIZE, patterns=PATTERNS, l2_clip_norm=1.0)
+
+
 @pytest.mark.parametrize("bound", [0.3, 1.0, NATURAL, 7.0])
 @pytest.mark.parametrize("people", [1, 20, 199])
 def test_rows_of_one_person_are_added_before_they_are_clipped(bound, people):
@@ -140,9 +195,9 @@ ADVERSARIAL = {
     "one row fifty times": (lambda: (records(1)[0].rows(np.zeros(50, dtype=int)), np.ones(50)), -30.0),
     "knots hit exactly": (
         lambda: (
-            Encoded(
-                low=np.tile((np.arange(FEATURES) * CELLS).astype(np.int32), (50, 1)),
-                upper=np.zeros((50, FEATURES), dtype=np.float32),
+            encoded_of(
+                np.tile((np.arange(FEATURES) * CELLS).astype(np.int32), (50, 1)),
+                np.zeros((50, FEATURES), dtype=np.float32),
             ),
             np.ones(50),
         ),
@@ -150,9 +205,9 @@ ADVERSARIAL = {
     ),
     "everything missing": (
         lambda: (
-            Encoded(
-                low=np.tile((np.arange(FEATURES) * CELLS + CELLS - 1).astype(np.int32), (50, 1)),
-                upper=np.zeros((50, FEATURES), dtype=np.float32),
+            encoded_of(
+                np.tile((np.arange(FEATURES) * CELLS + CELLS - 1).astype(np.int32), (50, 1)),
+                np.zeros((50, FEATURES), dtype=np.float32),
             ),
             np.zeros(50),
         ),
@@ -168,7 +223,7 @@ def test_no_person_moves_the_sum_by_more_than_the_bound(name, bound, one_person)
     make, bias = ADVERSARIAL[name]
     bad, bad_labels = make()
     good, good_labels = records(40, seed=9)
-    encoded = Encoded(low=np.concatenate([bad.low, good.low]), upper=np.concatenate([bad.upper, good.upper]))
+    encoded = encoded_of(np.concatenate([bad.low, good.low]), np.concatenate([bad.upper, good.upper]))
     labels = np.concatenate([bad_labels, good_labels])
     who = np.zeros(50, dtype=int) if one_person else np.arange(50)
     persons = np.concatenate([who, 100 + np.arange(40)])
@@ -244,16 +299,19 @@ def design(encoded):
     for row in range(len(encoded)):
         np.add.at(rows[row], encoded.low[row], 1 - encoded.upper[row].astype(float))
         np.add.at(rows[row], encoded.low[row] + 1, encoded.upper[row].astype(float))
-    return rows[:, :-1]
+        rows[row, SIZE] = (
+            1.0  # the one pattern; nothing else lies there: the last cell has no weight above it
+        )
+    return rows
 
 
-@pytest.mark.parametrize("bound", [0.5, np.sqrt(FEATURES)])
+@pytest.mark.parametrize("bound", [0.5, NATURAL])
 @pytest.mark.parametrize("people", [None, 40])
 def test_counts_are_the_hat_weights_of_persons_clipped_like_gradients(bound, people):
     encoded, labels = records(100)
     persons = None if people is None else np.random.default_rng(5).integers(0, people, 100)
     gradients = AdditiveClippedSum(encoded, labels, persons, size=SIZE, l2_clip_norm=1.0)
-    counts = ClippedCounts(gradients, l2_clip_norm=bound)(np.zeros(SIZE))
+    counts = ClippedCounts(gradients, l2_clip_norm=bound)(np.zeros(SIZE + 1))
     owners = np.arange(100) if persons is None else persons
     np.testing.assert_allclose(counts, clipped(design(encoded), owners, bound), rtol=1e-5)
 
@@ -264,9 +322,11 @@ def test_one_person_with_fifty_rows_counts_within_the_bound():
     gradients = AdditiveClippedSum(
         fifty, np.repeat(labels, 50), np.zeros(50, dtype=int), size=SIZE, l2_clip_norm=1.0
     )
-    bound = np.sqrt(FEATURES)
+    bound = NATURAL
     assert (
-        0.99 * bound < np.linalg.norm(ClippedCounts(gradients, l2_clip_norm=bound)(np.zeros(SIZE))) <= bound
+        0.99 * bound
+        < np.linalg.norm(ClippedCounts(gradients, l2_clip_norm=bound)(np.zeros(SIZE + 1)))
+        <= bound
     )
 
 
@@ -320,13 +380,13 @@ def broken(part, value):
         upper[2, 0] = value
     else:
         low[2, 0] = value
-    return Encoded(low=low, upper=upper), labels
+    return encoded_of(low, upper), labels
 
 
 @pytest.mark.parametrize("kind", [AdditiveClippedSum, MinibatchClippedSum])
 @pytest.mark.parametrize(
     ("part", "value"),
-    [("upper", np.nan), ("upper", 1.5), ("upper", -0.1), ("low", -1), ("low", SIZE), ("low", CELLS)],
+    [("upper", np.nan), ("upper", 1.5), ("upper", -0.1), ("low", -2), ("low", SIZE), ("low", CELLS)],
 )
 def test_rows_that_are_no_weights_on_the_table_are_refused(kind, part, value):
     encoded, labels = broken(part, value)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assay.models.columns import no_duplicates, typed_column
-from assay.models.encoding import KNOTS, FeatureGrid, Grid
+from assay.models.encoding import ABSENT, KNOTS, STEPS, FeatureGrid, Grid
 from assay.models.schema import Feature, Outcome, Privacy, Study
 from assay.privacy.errors import BadData, BadInput
 
@@ -52,8 +52,9 @@ def weights(grid, columns):
     dense = np.zeros((len(encoded), grid.size + 1))
     for row in range(len(encoded)):
         for low, upper in zip(encoded.low[row], encoded.upper[row], strict=True):
-            dense[row, low] += 1 - upper
-            dense[row, low + 1] += upper
+            if low >= 0:
+                dense[row, low] += 1 - upper
+                dense[row, low + 1] += upper
     return dense[:, :-1]
 
 
@@ -77,20 +78,22 @@ def test_hat_weights_rebuild_the_value_they_encode(values):
     feature = FeatureGrid.of(NUMBER, 0)
     low, upper = feature.encode(np.array(values))
     rebuilt = feature.knots[low] * (1 - upper) + feature.knots[np.minimum(low + 1, KNOTS - 1)] * upper
-    np.testing.assert_allclose(rebuilt, values, atol=1e-5)
+    step = 11 / (KNOTS - 1) / STEPS
+    assert (np.abs(rebuilt - values) <= step * (1 + 1e-3)).all()
+    assert (upper * STEPS == np.rint(upper * STEPS)).all()
 
 
 @given(st.lists(st.one_of(FINITE, st.just(float("nan"))), min_size=1, max_size=30))
 def test_every_row_has_weight_one_in_each_feature_and_stays_in_its_own_cells(values):
     number = np.array(values)
     whole = np.rint(number)
-    columns = {"X": number, "L": number, "B": number, "I": whole}
+    columns = {"X": number, "L": number, "B": number, "I": whole, "C": objects(*["1"] * len(number))}
     dense = weights(GRID, columns)
     for feature in GRID.features:
         own = dense[:, feature.offset : feature.offset + feature.cells]
         np.testing.assert_allclose(own.sum(axis=1), 1.0)
         assert (own >= 0).all()
-        assert (own[np.isnan(number), -1] == 1.0).all()
+        assert (own[np.isnan(number), -1] == (feature.name != "c")).all()
     assert ((dense**2).sum(axis=1) <= len(GRID.features) + 1e-9).all()
 
 
@@ -145,9 +148,39 @@ def test_missing_is_neither_zero_nor_other():
     assert given_.low[0, 4] != missing.low[0, 4]
 
 
-def test_an_absent_column_makes_its_feature_missing():
+def test_an_absent_column_makes_its_feature_missing_where_its_component_is_there():
     encoded = GRID.encode({"X": np.array([1.0, 2.0])})
-    assert (encoded.low[:, 1:] == [feature.missing for feature in GRID.features[1:]]).all()
+    assert (encoded.low[:, 1:3] == [feature.missing for feature in GRID.features[1:3]]).all()
+
+
+def test_a_component_without_a_column_is_absent_and_the_pattern_says_so():
+    assert GRID.components == ("identity", "spending", "payment_history")
+    encoded = GRID.encode({"X": np.array([1.0, 2.0])})
+    assert (encoded.low[:, 3:] == ABSENT).all()
+    assert not encoded.upper[:, 3:].any()
+    assert encoded.pattern.tolist() == [0b010, 0b010]
+    assert GRID.components_of(0b010) == ("spending",)
+    assert (GRID.patterns, GRID.width) == (7, GRID.size + 7)
+    assert GRID.pattern_of({"X", "I", "other"}) == 0b110
+
+
+def test_rows_of_different_patterns_lie_side_by_side():
+    columns = {"X": np.array([1.0, 2.0]), "I": np.array([3.0, np.nan])}
+    mixed = GRID.encode(columns, np.array([0b110, 0b100], dtype=np.int32))
+    assert (mixed.low[0] >= 0).tolist() == [True, True, True, True, False]
+    assert (mixed.low[1] >= 0).tolist() == [False, False, False, True, False]
+    assert mixed.low[1, 3] == GRID.features[3].missing
+
+
+@pytest.mark.parametrize("patterns", [[0, 1], [1, 8], [1]])
+def test_a_pattern_that_is_none_is_refused(patterns):
+    with pytest.raises(BadInput, match="patterns"):
+        GRID.encode({"X": np.array([1.0, 2.0])}, np.array(patterns, dtype=np.int32))
+
+
+def test_records_without_any_column_of_the_study_are_refused():
+    with pytest.raises(BadInput, match="columns"):
+        GRID.encode({"Y": np.array([1.0, 2.0])})
 
 
 @pytest.mark.parametrize("feature", [NUMBER, LOG, WHOLE])

@@ -50,7 +50,7 @@ def card_of(study=STUDY, seed=0, spread=0.3, bias=-3.0):
     rng = np.random.default_rng(seed)
     grid = Grid.of(study)
     theta = np.append(rng.normal(size=grid.size) * spread, bias)
-    return Scorecard.of(study, grid, theta, rng.uniform(-5, 100, grid.size)), theta
+    return Scorecard.of(study, grid, theta, rng.uniform(-5, 100, grid.width)), theta
 
 
 def random_columns(rows, seed=1):
@@ -117,7 +117,7 @@ def test_rounding_does_not_move_the_mean_score_of_the_population():
     np.add.at(counts, ENCODED.low + 1, ENCODED.upper)
     for seed in range(5):
         _, theta = card_of(seed=seed)
-        card = Scorecard.of(STUDY, grid, theta, counts[:-1])
+        card = Scorecard.of(STUDY, grid, theta, counts)
         total = card.base_points + card.score(ENCODED).points.sum(axis=1)
         cells = counts[:-1] @ theta[:-1] / len(ENCODED)
         assert total.mean() == pytest.approx(
@@ -158,7 +158,7 @@ def test_reasons_are_the_features_furthest_below_the_average_in_order():
 
 def test_ties_between_reasons_go_in_study_order():
     grid = Grid.of(STUDY)
-    card = Scorecard.of(STUDY, grid, np.zeros(grid.size + 1), np.ones(grid.size))
+    card = Scorecard.of(STUDY, grid, np.zeros(grid.width), np.ones(grid.width))
     assert (card.score(ENCODED).reasons == np.arange(4)).all()
 
 
@@ -170,7 +170,7 @@ def test_a_study_with_two_features_has_two_reasons():
 
 def test_the_average_is_that_of_the_noisy_counts():
     grid = CARD.grid
-    counts = np.zeros(grid.size)
+    counts = np.zeros(grid.width)
     counts[grid.offsets[:-1] + 1] = 10.0
     counts[grid.offsets[:-1]] = -1000.0
     card = Scorecard.of(STUDY, grid, THETA, counts)
@@ -181,7 +181,7 @@ def test_the_average_is_that_of_the_noisy_counts():
 
 def test_counts_that_are_all_noise_still_give_a_card():
     grid = CARD.grid
-    card = Scorecard.of(STUDY, grid, THETA, np.full(grid.size, -1.0))
+    card = Scorecard.of(STUDY, grid, THETA, np.full(grid.width, -1.0))
     assert np.isfinite(card.means).all()
 
 
@@ -190,9 +190,9 @@ def test_bands_follow_the_score_and_meet_at_their_cuts():
             599: "high risk", 550: "high risk", 549: "very high risk"}  # fmt: skip
     study = study_of(FEATURES[:1])
     grid = Grid.of(study)
-    zero = Scorecard.of(study, grid, np.zeros(grid.size + 1), np.ones(grid.size))
+    zero = Scorecard.of(study, grid, np.zeros(grid.width), np.ones(grid.width))
     for score, words in cuts.items():
-        scored = replace(zero, base_points=score).score(grid.encode({"AMOUNT": np.array([1.0])}))
+        scored = replace(zero, bases=np.array([score])).score(grid.encode({"AMOUNT": np.array([1.0])}))
         assert BANDS[scored.band[0]][0] == words
 
 
@@ -222,6 +222,11 @@ def broken(change):
         lambda v: v.pop("base_points"),
         lambda v: v.update(base_points=1.5),
         lambda v: v.update(base_points=10**12),
+        lambda v: v["bases"].pop(),
+        lambda v: v["bases"][0].update(points=0.5),
+        lambda v: v["bases"][0].update(points=10**12),
+        lambda v: v["bases"][0].update(components=["identity"]),
+        lambda v: v["features"][0].update(near_points=1.0),
         lambda v: v["features"].pop(),
         lambda v: v["features"].reverse(),
         lambda v: v["features"][0]["cells"].pop(),
@@ -243,11 +248,11 @@ def test_a_model_without_finite_points_is_refused(value):
     theta = THETA.copy()
     theta[2] = value
     with pytest.raises(BadInput, match="theta"):
-        Scorecard.of(STUDY, CARD.grid, theta, np.ones(CARD.grid.size))
+        Scorecard.of(STUDY, CARD.grid, theta, np.ones(CARD.grid.width))
 
 
 def test_counts_that_are_not_finite_are_refused():
-    counts = np.ones(CARD.grid.size)
+    counts = np.ones(CARD.grid.width)
     counts[0] = np.nan
     with pytest.raises(BadInput, match="counts"):
         Scorecard.of(STUDY, CARD.grid, THETA, counts)
@@ -255,7 +260,7 @@ def test_counts_that_are_not_finite_are_refused():
 
 def test_arrays_of_another_grid_are_refused():
     with pytest.raises(BadInput):
-        Scorecard.of(STUDY, CARD.grid, THETA[:-1], np.ones(CARD.grid.size))
+        Scorecard.of(STUDY, CARD.grid, THETA[:-1], np.ones(CARD.grid.width))
     with pytest.raises(BadInput):
         CARD.score(Grid.of(study_of(FEATURES[:2])).encode(COLUMNS))
 
@@ -328,3 +333,98 @@ def test_a_value_that_is_not_what_the_study_says_is_refused():
         explain(CARD, {"AMOUNT": math.inf})
     with pytest.raises(BadData):
         explain(CARD, {"STATUS": 0.5})
+
+
+# --- components that live in different places
+
+
+SPLIT = study_of(
+    (
+        feature("amount", domain=(0, 700), changeable=True),
+        feature("status", kind="integer", domain=(-2, 8), component="payment_history"),
+        feature("kind", kind="categorical", levels=("a", "b"), component="identity", changeable=True),
+        feature("income", domain=(0, 1000), transform="log", component="identity"),
+        feature("other", kind="integer", domain=(0, 3), component="third_party"),
+    )
+)
+
+
+def split_card(seed=0):
+    rng = np.random.default_rng(seed)
+    grid = Grid.of(SPLIT)
+    theta = np.append(rng.normal(size=grid.size) * 0.3, rng.normal(-3, 0.5, grid.patterns))
+    return Scorecard.of(SPLIT, grid, theta, rng.uniform(1, 100, grid.width)), theta
+
+
+def test_absent_components_score_no_points_and_their_pattern_has_its_base():
+    card, _ = split_card()
+    known = {"AMOUNT": COLUMNS["AMOUNT"], "STATUS": COLUMNS["STATUS"]}
+    encoded = card.grid.encode(known)
+    scores, pattern = card.score(encoded), card.grid.pattern_of(known)
+    assert (scores.points[:, 2:] == 0).all()
+    assert (scores.base == card.bases[pattern - 1]).all()
+    assert (scores.base + scores.points.sum(axis=1) + scores.capped == scores.score).all()
+    # No reason is ever given that was not scored.
+    assert set(np.unique(scores.reasons)) <= {-1, 0, 1}
+    assert (scores.reasons[:, :2] >= 0).all()
+
+
+def test_the_card_as_a_model_is_the_model_to_half_a_point():
+    card, theta = split_card()
+    cells = slice(0, card.grid.size)
+    there = np.arange(1, card.grid.patterns + 1)[:, None] >> card.grid.members & 1
+    shift = (card.theta - theta)[cells]
+    # A feature may be moved as a whole: its intercepts take it up.
+    for j, (low, high) in enumerate(zip(card.grid.offsets[:-1], card.grid.offsets[1:], strict=True)):
+        moved = shift[low:high] - shift[low]
+        assert np.abs(moved).max() <= 1 / SPLIT.scale.factor
+        assert there[:, j].any()
+    encoded = card.grid.encode(COLUMNS)
+    logit = card.theta[encoded.low] * (1 - encoded.upper)
+    logit += np.append(card.theta, 0)[encoded.low + 1] * encoded.upper
+    exact = logit.sum(axis=1) + card.theta[card.grid.size + encoded.pattern - 1]
+    scores = card.score(encoded)
+    total = scores.base + scores.points.sum(axis=1)
+    points = SPLIT.scale.offset - SPLIT.scale.factor * exact
+    assert np.abs(points - total).max() <= 0.5 * 2 + 1e-6  # two features lie between knots
+
+
+def test_an_explanation_says_what_is_not_known_and_adds_up():
+    card, _ = split_card()
+    told = explain(card, {"AMOUNT": 100.0, "KIND": "b"})
+    assert told["missing_components"] == ["payment_history", "third_party"]
+    values = {f["name"]: (f["value"], f["points"]) for f in told["features"]}
+    assert values["status"] == values["other"] == ("not known", 0)
+    assert values["income"][0] == "missing"
+    assert told["base_points"] + sum(f["points"] for f in told["features"]) + told["capped"] == told["score"]
+    assert {r["feature"] for r in told["reasons"]} == {"amount", "kind", "income"}
+    assert "counted neither for nor against: payment history, third party" in explanation_in_words(told)
+
+
+def test_reasons_near_the_cut_off_need_their_own_baseline():
+    record = {"AMOUNT": 100.0, "STATUS": 3, "KIND": "b", "INCOME": 10.0, "OTHER": 1}
+    assert explain(CARD, record)["reasons_near_cut_off"] is None
+    near = replace(CARD, near=np.array([500.0, -500.0, 100.0, 0.0, 200.0]))
+    told = explain(near, record)["reasons_near_cut_off"]
+    assert [reason["feature"] for reason in told] == ["amount", "other", "kind", "income"]
+    assert told[0]["words"].endswith("fewer than those who just pass")
+    assert json.loads(json.dumps(near.to_json())) == near.to_json()
+    again = Scorecard.from_json(near.to_json(), STUDY)
+    assert (again.near == near.near).all()
+
+
+def test_a_record_without_a_column_of_the_study_is_refused():
+    with pytest.raises(BadInput, match="columns"):
+        explain(CARD, {"X": 1})
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 1024))
+def test_points_between_two_knots_follow_the_rule_that_exports_use(low, high, step):
+    study = study_of((feature("amount", domain=(0, 7)),))
+    grid = Grid.of(study)
+    points = np.zeros(grid.size, dtype=np.int64)
+    points[2:4] = low, high
+    card = Scorecard(study=study, grid=grid, points=points, bases=np.zeros(1, int), means=np.zeros(1))
+    value = np.array([2 + step / 1024])
+    wanted = (low * (1024 - step) + high * step + 512) // 1024
+    assert card.score(grid.encode({"AMOUNT": value})).points[0, 0] == wanted

@@ -104,7 +104,7 @@ def test_a_good_study_is_read_whole():
     assert status.label == "Status"
     assert education.levels == ("1", "2")
     assert not education.ordered
-    assert study.fairness_columns == ("SEX",)
+    assert study.fairness.columns == ("SEX",)
     assert (study.training.rounds, study.privacy.epsilon, study.scale.pdo) == (30, 1, 40)
 
 
@@ -151,7 +151,7 @@ def test_full_noise_needs_no_company():
 def test_optional_tables_may_be_left_out():
     text = STUDY.split("[fairness]")[0] + "[privacy]\nepsilon = 1\n"
     study = parse_study(text.replace('[person]\ncolumn = "person_id"\n', ""))
-    assert (study.person, study.fairness_columns, study.training.rounds) == (None, (), None)
+    assert (study.person, study.fairness.columns, study.training.rounds) == (None, (), None)
     assert (study.scale.low, study.scale.high) == (350, 950)
 
 
@@ -163,7 +163,7 @@ def test_the_digest_is_that_of_the_text():
 def test_the_example_is_valid():
     study = read_study(EXAMPLE)
     assert len(study.features) == 20
-    assert set(study.fairness_columns) == {"SEX", "MARRIAGE", "AGE"}
+    assert set(study.fairness.columns) == {"SEX", "MARRIAGE", "AGE"}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """The additive model and its per-person clipped gradient sum.
 
-The model is one table: the logit of a row is the sum of the cells it lies in, plus a bias. Its gradient
-for one row is ``r * x`` with the residual ``r = sigmoid(logit) - label`` and the design row ``x`` (hat
-weights and a 1 for the bias), so that the gradient's norm is ``|r| * |x|`` and ``|x|`` can be computed once.
+The model is one table: the logit of a row is the sum of the cells it lies in, plus the intercept of its
+pattern (the set of components that it has); a component that is absent adds nothing. Its gradient for one
+row is ``r * x`` with the residual ``r = sigmoid(logit) - label`` and the design row ``x`` (hat weights and a 1
+for the pattern), so that the gradient's norm is ``|r| * |x|`` and ``|x|`` can be computed once.
 :class:`AdditiveClippedSum` uses that; Opacus' per-sample gradients of :class:`AdditiveModel` are the oracle
 it is tested against.
 """
@@ -21,7 +22,7 @@ from scipy import sparse
 from scipy.special import expit
 from torch import nn
 
-from assay.models.encoding import Encoded
+from assay.models.encoding import ABSENT, Encoded
 from assay.privacy.errors import BadInput
 
 __all__ = [
@@ -40,35 +41,39 @@ _MARGIN = 1e-6
 
 
 class AdditiveModel(nn.Module):
-    """A table of log-odds of bad and a bias.
+    """A table of log-odds of bad, and an intercept per pattern.
 
     Attributes:
         weight: [size], one log-odds per cell.
-        bias: [1].
+        bias: [patterns].
     """
 
-    def __init__(self, size: int, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, size: int, patterns: int = 1, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(size, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(1, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(patterns, dtype=dtype))
 
-    def forward(self, low: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, low: torch.Tensor, upper: torch.Tensor, pattern: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return logits [B], one-dimensional: Opacus' ghost clipping silently clips nothing for [B, 1].
 
         Args:
             low: integers [B, F], see :class:`assay.models.encoding.Encoded`.
             upper: floats [B, F].
+            pattern: integers [B]; None: every row has all components.
         """
-        following = _following(low, self.weight.shape[0])
-        inside = self.weight[low] * (1 - upper) + self.weight[following] * upper
-        return inside.sum(dim=1) + self.bias
+        there = (low >= 0).to(upper.dtype)
+        own = self.weight[low.clamp(min=0)] * ((1 - upper) * there)
+        inside = own + self.weight[_following(low, self.weight.shape[0])] * upper
+        return inside.sum(dim=1) + (self.bias[-1] if pattern is None else self.bias[pattern.long() - 1])
 
     def load_theta(self, theta: NDArray[np.float64]) -> None:
-        """Copy a flat parameter vector, table then bias, into the module."""
-        values = torch.as_tensor(theta, dtype=self.weight.dtype)
+        """Copy a flat parameter vector, table then intercepts, into the module."""
+        values, size = torch.as_tensor(theta, dtype=self.weight.dtype), self.weight.shape[0]
         with torch.no_grad():
-            self.weight.copy_(values[:-1])
-            self.bias.copy_(values[-1:])
+            self.weight.copy_(values[:size])
+            self.bias.copy_(values[size:])
 
 
 def _following(low: torch.Tensor, size: int) -> torch.Tensor:
@@ -80,13 +85,15 @@ def _following(low: torch.Tensor, size: int) -> torch.Tensor:
 def _grad_samples(
     layer: AdditiveModel, activations: list[torch.Tensor], backprops: torch.Tensor
 ) -> dict[nn.Parameter, torch.Tensor]:
-    """Per-row gradients [B, size] and [B, 1] for Opacus' hooks."""
+    """Per-row gradients [B, size] and [B, patterns] for Opacus' hooks."""
     low, upper = activations[0].long(), activations[1]
-    size = layer.weight.shape[0]
+    size, patterns = layer.weight.shape[0], layer.bias.shape[0]
+    pattern = activations[2].long() if len(activations) > 2 else torch.full_like(low[:, 0], patterns)
     rows = torch.zeros(low.shape[0], size, dtype=backprops.dtype, device=backprops.device)
-    rows.scatter_add_(1, low, (1 - upper).to(backprops.dtype))
+    rows.scatter_add_(1, low.clamp(min=0), ((1 - upper) * (low >= 0)).to(backprops.dtype))
     rows.scatter_add_(1, _following(low, size), upper.to(backprops.dtype))
-    return {layer.weight: rows * backprops.unsqueeze(1), layer.bias: backprops.unsqueeze(1)}
+    own = nn.functional.one_hot(pattern - 1, patterns).to(backprops.dtype)
+    return {layer.weight: rows * backprops.unsqueeze(1), layer.bias: own * backprops.unsqueeze(1)}
 
 
 @register_norm_sampler(AdditiveModel)  # type: ignore[untyped-decorator,unused-ignore]
@@ -94,8 +101,8 @@ def _norm_samples(
     layer: AdditiveModel, activations: list[torch.Tensor], backprops: torch.Tensor
 ) -> dict[nn.Parameter, torch.Tensor]:
     """Per-row gradient norms [B] for ghost clipping (Lee & Kifer 2021)."""
-    upper = activations[1]
-    table = ((1 - upper).square() + upper.square()).sum(dim=1).sqrt()
+    low, upper = activations[0], activations[1]
+    table = (((1 - upper).square() + upper.square()) * (low >= 0)).sum(dim=1).sqrt()
     return {layer.weight: backprops.abs() * table, layer.bias: backprops.abs()}
 
 
@@ -104,9 +111,9 @@ class _Block:
     """Consecutive rows of whole persons.
 
     Attributes:
-        design: sparse float64 [rows, size], the bias column left out.
+        design: sparse float64 [rows, size + patterns].
         labels: float64 [rows].
-        norms: float64 [rows], norm of each design row, bias included.
+        norms: float64 [rows], norm of each design row.
         starts: int64 [persons + 1], where each person's rows begin; None where every row is a person.
     """
 
@@ -132,7 +139,7 @@ class AdditiveClippedSum:
 
     Attributes:
         l2_clip_norm: the sensitivity.
-        size: number of table cells; theta has one entry more.
+        width: length of theta: table cells, then patterns.
         persons: number of persons.
     """
 
@@ -143,6 +150,7 @@ class AdditiveClippedSum:
         persons: ArrayLike | None = None,
         *,
         size: int,
+        patterns: int = 1,
         l2_clip_norm: float,
     ) -> None:
         """Prepare the design matrix; about 12 bytes per row and nonzero weight.
@@ -152,6 +160,7 @@ class AdditiveClippedSum:
             labels: [N] of 0 and 1.
             persons: integers [N], equal for rows of one person; None: every row is a person.
             size: number of cells of the table.
+            patterns: number of patterns that there can be; 1 for a study of one component.
             l2_clip_norm: above 0 and finite.
 
         Raises:
@@ -159,31 +168,30 @@ class AdditiveClippedSum:
         """
         if not 0 < l2_clip_norm < np.inf:
             raise BadInput("l2_clip_norm", value=l2_clip_norm, allowed="a positive finite number")
-        self.l2_clip_norm, self.size = float(l2_clip_norm), size
+        self.l2_clip_norm, self.width = float(l2_clip_norm), size + patterns
         targets = _checked_labels(labels, len(encoded))
-        _check_encoded(encoded, size)
+        _check_encoded(encoded, size, patterns)
         order, starts = _grouped(persons, len(encoded))
         self.persons = len(starts) - 1
         self._blocks = [
-            _block(encoded.rows(rows), targets[rows], own, size) for rows, own in _blocks(order, starts)
+            _block(encoded.rows(rows), targets[rows], own, size, patterns)
+            for rows, own in _blocks(order, starts)
         ]
 
     def __call__(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the clipped gradient sum, float64 [size + 1], table then bias.
+        """Return the clipped gradient sum, float64 [width], table then intercepts.
 
         Raises:
             BadInput: ``theta`` has another length, or a number that is not finite or beyond
                 :data:`MAX_LOG_ODDS`.
         """
-        if theta.shape != (self.size + 1,) or not (np.abs(theta) <= MAX_LOG_ODDS).all():
-            raise BadInput("theta", allowed=f"{self.size + 1} finite numbers within ±{MAX_LOG_ODDS:g}")
-        out = np.zeros(self.size + 1, dtype=np.float64)
-        table, bias = np.asarray(theta[:-1], dtype=np.float64), float(theta[-1])
+        if theta.shape != (self.width,) or not (np.abs(theta) <= MAX_LOG_ODDS).all():
+            raise BadInput("theta", allowed=f"{self.width} finite numbers within ±{MAX_LOG_ODDS:g}")
+        out = np.zeros(self.width, dtype=np.float64)
         for block in self._blocks:
-            residuals = expit(block.design @ table + bias) - block.labels
+            residuals = expit(block.design @ np.asarray(theta, dtype=np.float64)) - block.labels
             residuals *= self._scales(block, residuals)
-            out[:-1] += block.design.T @ residuals
-            out[-1] += residuals.sum()
+            out += block.design.T @ residuals
         return out
 
     def _scales(self, block: _Block, residuals: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -200,14 +208,15 @@ class AdditiveClippedSum:
 
 
 class ClippedCounts:
-    """How many persons lie in each cell: a person's summed hat weights, clipped to ``l2_clip_norm``.
+    """How many persons lie in each cell and have each pattern: summed weights, clipped to ``l2_clip_norm``.
 
-    Guarantee: as for :class:`AdditiveClippedSum`. A person of one row has norm at most ``sqrt(features)``,
-    so with that bound only persons of several rows are scaled, and each person counts about once.
+    Guarantee: as for :class:`AdditiveClippedSum`. A person of one row has norm at most
+    ``sqrt(features + 1)``, so with that bound only persons of several rows are scaled, and each person counts
+    about once.
 
     Attributes:
         l2_clip_norm: the sensitivity.
-        size: number of table cells.
+        width: number of table cells and patterns.
     """
 
     def __init__(self, gradients: AdditiveClippedSum, *, l2_clip_norm: float) -> None:
@@ -218,20 +227,18 @@ class ClippedCounts:
         """
         if not 0 < l2_clip_norm < np.inf:
             raise BadInput("l2_clip_norm", value=l2_clip_norm, allowed="a positive finite number")
-        self.l2_clip_norm, self.size = float(l2_clip_norm), gradients.size
+        self.l2_clip_norm, self.width = float(l2_clip_norm), gradients.width
         self._blocks = gradients._blocks
 
     def __call__(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the counts, float64 [size]; they do not depend on ``theta``."""
-        out = np.zeros(self.size, dtype=np.float64)
+        """Return the counts, float64 [width]; they do not depend on ``theta``."""
+        out = np.zeros(self.width, dtype=np.float64)
         limit = self.l2_clip_norm * (1 - _MARGIN)
         for block in self._blocks:
-            ones = np.ones(len(block.labels))
             if block.starts is None:
-                norms = np.sqrt(block.norms**2 - 1)  # without the bias
-                out += block.design.T @ (limit / np.maximum(norms, limit))
+                out += block.design.T @ (limit / np.maximum(block.norms, limit))
             else:
-                norms = _person_norms(block.design, block.starts, ones, bias=False)
+                norms = _person_norms(block.design, block.starts, np.ones(len(block.labels)))
                 scales = limit / np.maximum(norms, limit)
                 out += block.design.T @ np.repeat(scales, np.diff(block.starts))
         return out
@@ -249,7 +256,9 @@ class MinibatchClippedSum:
         if not 0 < l2_clip_norm < np.inf:
             raise BadInput("l2_clip_norm", value=l2_clip_norm, allowed="a positive finite number")
         targets = _checked_labels(labels, len(encoded))
-        _check_encoded(encoded, size)
+        _check_encoded(encoded, size, 1)
+        if (encoded.low < 0).any():
+            raise BadInput("cells", allowed="a cell of every feature: batches know no absent components")
         self.l2_clip_norm, self._size = float(l2_clip_norm), size
         self._low = torch.from_numpy(encoded.low.astype(np.int64))
         self._upper = torch.from_numpy(np.ascontiguousarray(encoded.upper))
@@ -296,14 +305,18 @@ def _checked_labels(labels: ArrayLike, rows: int) -> NDArray[np.float64]:
     return targets
 
 
-def _check_encoded(encoded: Encoded, size: int) -> None:
+def _check_encoded(encoded: Encoded, size: int, patterns: int) -> None:
     """Refuse rows that are not weights on the table: the norm bound rests on this."""
     low, upper = encoded.low, encoded.upper
     if not ((upper >= 0) & (upper <= 1)).all():
         raise BadInput("hat weights", allowed="numbers from 0 to 1")
-    if not ((low >= 0) & (low + (upper > 0) < size)).all():
-        raise BadInput("cells", allowed=f"0 to {size - 1}")
-    if (np.diff(low, axis=1) <= (upper[:, :-1] > 0)).any():
+    if not ((low >= ABSENT) & (low + (upper > 0) < size)).all() or (upper[low < 0] != 0).any():
+        raise BadInput("cells", allowed=f"0 to {size - 1}, or -1 without weight")
+    if not ((encoded.pattern >= 1) & (encoded.pattern <= patterns)).all():
+        raise BadInput("patterns", allowed=f"1 to {patterns}")
+    # A feature that is absent takes up no cell: whatever came before it must still lie below what follows.
+    last = np.maximum.accumulate(low + (upper > 0), axis=1)[:, :-1]
+    if ((low[:, 1:] <= last) & (low[:, 1:] >= 0)).any():
         raise BadInput("cells", allowed="each feature's own cells, in study order")
 
 
@@ -340,34 +353,42 @@ def _blocks(
 
 
 def _block(
-    encoded: Encoded, labels: NDArray[np.float64], starts: NDArray[np.int64] | None, size: int
+    encoded: Encoded,
+    labels: NDArray[np.float64],
+    starts: NDArray[np.int64] | None,
+    size: int,
+    patterns: int,
 ) -> _Block:
     rows = len(encoded)
+    there = encoded.low >= 0
+    used = np.flatnonzero(there.any(axis=0))
     hats = np.flatnonzero((encoded.upper > 0).any(axis=0))  # other columns need one weight per row
     upper = encoded.upper.astype(np.float64)
     following = encoded.low[:, hats] + (upper[:, hats] > 0)
-    cells = np.concatenate([encoded.low, following], axis=1).astype(np.int32)
-    weights = np.concatenate([1 - upper, upper[:, hats]], axis=1)
+    own = (size - 1 + encoded.pattern)[:, None]
+    cells = np.concatenate([encoded.low[:, used], following, own], axis=1).astype(np.int32)
+    weights = np.concatenate(
+        [(1 - upper[:, used]) * there[:, used], upper[:, hats], np.ones((rows, 1))], axis=1
+    )
+    np.maximum(cells, 0, out=cells)  # what is absent has weight 0, wherever it stands
     ends = np.arange(rows + 1, dtype=np.int32) * np.int32(cells.shape[1])
-    design = sparse.csr_matrix((weights.ravel(), cells.ravel(), ends), shape=(rows, size))
+    design = sparse.csr_matrix((weights.ravel(), cells.ravel(), ends), shape=(rows, size + patterns))
     return _Block(design=design, labels=labels, norms=_design_norms(encoded), starts=starts)
 
 
 def _design_norms(encoded: Encoded) -> NDArray[np.float64]:
-    """Norm of each design row, the bias' 1 included; float64 [rows]."""
+    """Norm of each design row, the pattern's 1 included; float64 [rows]."""
     upper = encoded.upper.astype(np.float64)
-    return np.asarray(np.sqrt(((1 - upper) ** 2 + upper**2).sum(axis=1) + 1), dtype=np.float64)
+    squares = ((1 - upper) ** 2 + upper**2) * (encoded.low >= 0)
+    return np.asarray(np.sqrt(squares.sum(axis=1) + 1), dtype=np.float64)
 
 
 def _person_norms(
-    design: Any, starts: NDArray[np.int64], residuals: NDArray[np.float64], *, bias: bool = True
+    design: Any, starts: NDArray[np.int64], residuals: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Norm of each person's summed gradient, float64 [persons]; optionally without the bias."""
+    """Norm of each person's summed gradient, float64 [persons]."""
     rows = np.arange(len(residuals))
     mine = sparse.csr_matrix((residuals, rows, starts), shape=(len(starts) - 1, len(rows)))
     table = mine @ design
     table.data **= 2
-    squares = table @ np.ones(table.shape[1])
-    if bias:
-        squares += (mine @ np.ones(len(rows))) ** 2
-    return np.asarray(np.sqrt(squares), dtype=np.float64)
+    return np.asarray(np.sqrt(table @ np.ones(table.shape[1])), dtype=np.float64)

@@ -4,24 +4,31 @@ A numeric feature is a linear spline ("hat" functions, de Boor, *A Practical Gui
 ch. III): each value lies between two knots and puts weight 1-u on the lower and u on the upper one.
 Integer and categorical features have one cell per value or level. The last cell of every feature is
 "missing". Knots and bins come from the study alone, so that encoding reveals nothing about records.
+
+Holders differ in what they have. A column that is absent makes its feature missing; a component of which no
+column is there is absent altogether: none of its cells counts, and the row's *pattern*, the set of components
+that it has, says so. Behind the cells of the features the table has one intercept per pattern.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.models.schema import Feature, Study, transformed
+from assay.models.schema import COMPONENTS, Feature, Study, transformed
 from assay.privacy.errors import BadData, BadInput
 
-__all__ = ["KNOTS", "Encoded", "FeatureGrid", "Grid"]
+__all__ = ["ABSENT", "KNOTS", "STEPS", "Encoded", "FeatureGrid", "Grid"]
 
 KNOTS = 8
+STEPS = 1024
+"""Places between two knots that are told apart: with whole steps, points are exact in every language."""
+ABSENT = -1  # the cell of a feature whose component is not there
 _CHUNK = 1 << 16  # rows encoded at a time: temporaries stay in the processor's cache
 
 
@@ -30,23 +37,25 @@ class Encoded:
     """Records as table cells: row i, feature j weighs ``1 - upper`` on cell ``low``, the rest on the next.
 
     Attributes:
-        low: int32 [N, F], absolute cell index.
-        upper: float32 [N, F], in [0, 1]; 0 for bins and missing values.
+        low: int32 [N, F], absolute cell index; -1 where the row does not have the feature's component.
+        upper: float32 [N, F], in [0, 1], a whole multiple of 1/:data:`STEPS`; 0 for bins and missing values.
+        pattern: int32 [N], the components of each row as bits over :attr:`Grid.components`; at least one.
     """
 
     low: NDArray[np.int32]
     upper: NDArray[np.float32]
+    pattern: NDArray[np.int32]
 
     def __post_init__(self) -> None:
-        if self.low.ndim != 2 or self.low.shape != self.upper.shape:
-            raise BadInput("encoded records", allowed="two arrays of one shape [rows, features]")
+        if self.low.ndim != 2 or self.low.shape != self.upper.shape or self.pattern.shape != (len(self.low),):
+            raise BadInput("encoded records", allowed="arrays of the shapes [rows, features] and [rows]")
 
     def __len__(self) -> int:
         return int(self.low.shape[0])
 
     def rows(self, selection: slice | NDArray[Any]) -> Encoded:
         """Return the selected rows."""
-        return Encoded(low=self.low[selection], upper=self.upper[selection])
+        return Encoded(low=self.low[selection], upper=self.upper[selection], pattern=self.pattern[selection])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +134,11 @@ class FeatureGrid:
         position = (inside - self.knots[0]) * (last / (self.knots[-1] - self.knots[0]))
         position[absent] = 0.0
         np.clip(position, 0.0, last, out=position)
-        cell = np.minimum(position.astype(np.int32), last - 1)
-        upper = (position - cell).astype(np.float32)
+        # To the nearest step: knots and the ends of the domain, where values pile up, are far from the places
+        # where the last bit of a logarithm, which languages differ in, could decide.
+        step = np.floor(position * STEPS + 0.5).astype(np.int32)
+        cell = np.minimum(step // STEPS, last - 1)
+        upper = ((step - cell * STEPS) / STEPS).astype(np.float32)
         low = cell + np.int32(self.offset)
         low[absent], upper[absent] = self.missing, 0.0
         return low, upper
@@ -158,12 +170,14 @@ class Grid:
 
     Attributes:
         features: one layout per feature.
-        size: number of cells of the whole table.
+        components: the components that the study uses, in the order of ``COMPONENTS``.
+        size: number of cells of all features.
         offsets: int64 [F+1], where each feature begins; the last entry is ``size``.
         knots: knots per numeric feature.
     """
 
     features: tuple[FeatureGrid, ...]
+    components: tuple[str, ...]
     size: int
     knots: int
     offsets: NDArray[np.int64]
@@ -177,38 +191,78 @@ class Grid:
             features.append(FeatureGrid.of(feature, offset, knots))
             offset += features[-1].cells
         bounds = [feature.offset for feature in features] + [offset]
+        used = {feature.component for feature in study.features}
         return cls(
-            features=tuple(features), size=offset, knots=knots, offsets=np.array(bounds, dtype=np.int64)
+            features=tuple(features),
+            components=tuple(component for component in COMPONENTS if component in used),
+            size=offset,
+            knots=knots,
+            offsets=np.array(bounds, dtype=np.int64),
         )
 
     @property
-    def counts_sensitivity(self) -> float:
-        """Largest Euclidean norm of one row's hat weights: those of a feature sum to 1."""
-        return math.sqrt(len(self.features))
+    def patterns(self) -> int:
+        """Number of patterns: every choice of at least one component."""
+        return int((1 << len(self.components)) - 1)
 
     @property
-    def gradient_sensitivity(self) -> float:
-        """Largest Euclidean norm of one row's gradient: hat weights and bias, times a residual of at most 1.
+    def width(self) -> int:
+        """Length of a parameter or gradient vector: all cells, then the intercept of pattern 1, 2, ..."""
+        return self.size + self.patterns
 
-        At this clip norm no row is ever scaled down, so that probabilities stay unbiased.
+    @property
+    def members(self) -> NDArray[np.int64]:
+        """Index into :attr:`components` of each feature, int64 [F]."""
+        return np.array([self.components.index(f.feature.component) for f in self.features], dtype=np.int64)
+
+    def pattern_of(self, columns: Collection[str]) -> int:
+        """Return the pattern of a source with these columns: a component is there if one of its columns is.
+
+        Raises:
+            BadInput: no column of the study is there.
+        """
+        pattern = 0
+        for feature, member in zip(self.features, self.members.tolist(), strict=True):
+            if feature.feature.column in columns:
+                pattern |= 1 << member
+        if not pattern:
+            raise BadInput("columns", allowed="at least one that is a feature of the study")
+        return pattern
+
+    def components_of(self, pattern: int) -> tuple[str, ...]:
+        """Return the components of a pattern."""
+        return tuple(name for i, name in enumerate(self.components) if pattern >> i & 1)
+
+    @property
+    def sensitivity(self) -> float:
+        """Largest Euclidean norm of one row's weights: those of a feature sum to 1, and one pattern counts 1.
+
+        A gradient is the weights times a residual of at most 1. At this clip norm no row is ever scaled down,
+        so that probabilities stay unbiased.
         """
         return math.sqrt(len(self.features) + 1)
 
-    def encode(self, columns: Mapping[str, NDArray[Any]]) -> Encoded:
+    def encode(
+        self, columns: Mapping[str, NDArray[Any]], patterns: NDArray[np.int32] | None = None
+    ) -> Encoded:
         """Encode records.
 
         Args:
             columns: column name -> values [N], see :meth:`FeatureGrid.encode`. A column that is absent
                 makes its feature missing in every row; columns the study does not know are ignored.
+            patterns: int32 [N], the components that each row has; None: those with a column, in all rows.
 
         Raises:
-            BadInput: no column at all, or columns of different lengths.
+            BadInput: no column of the study at all, columns of different lengths, or a pattern that is none.
             BadData: see :meth:`FeatureGrid.encode`.
         """
         lengths = {len(values) for values in columns.values()}
         if len(lengths) != 1:
             raise BadInput("columns", value=sorted(lengths), allowed="at least one column, all of one length")
         rows = lengths.pop()
+        pattern = np.full(rows, self.pattern_of(columns), dtype=np.int32) if patterns is None else patterns
+        if pattern.shape != (rows,) or not ((pattern >= 1) & (pattern <= self.patterns)).all():
+            raise BadInput("patterns", allowed=f"one whole number from 1 to {self.patterns} per row")
         low = np.empty((rows, len(self.features)), dtype=np.int32)
         upper = np.zeros((rows, len(self.features)), dtype=np.float32)
         for start in range(0, rows, _CHUNK):
@@ -219,7 +273,11 @@ class Grid:
                     low[part, j] = feature.missing
                 else:
                     low[part, j], upper[part, j] = feature.encode(values[part])
-        return Encoded(low=low, upper=upper)
+        everything = self.patterns
+        if (pattern != everything).any():
+            gone = (pattern[:, None] >> self.members[None, :] & 1) == 0
+            low[gone], upper[gone] = ABSENT, 0.0
+        return Encoded(low=low, upper=upper, pattern=pattern)
 
 
 def _layout(feature: Feature, knots: int) -> tuple[tuple[str, ...], NDArray[np.float64], int]:

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.models.encoding import FeatureGrid, readable
-from assay.models.scorecard import BANDS, Scorecard
+from assay.models.encoding import ABSENT, FeatureGrid, readable
+from assay.models.scorecard import BANDS, REASONS, Scorecard
 
 __all__ = ["explain", "explanation_in_words", "reason_words"]
 
 
-def reason_words(label: str, difference: int) -> str:
-    """Say how a feature's points compare with the population's average, rounded to whole points."""
+def reason_words(label: str, difference: int, than: str = "average") -> str:
+    """Say how a feature's points compare with a baseline, by default the average, in whole points."""
     if difference == 0:
-        return f"{label}: as many points as average"
+        return f"{label}: as many points as {than}"
     points = "point" if abs(difference) == 1 else "points"
-    return f"{label}: {abs(difference)} {points} {'more' if difference > 0 else 'fewer'} than average"
+    return f"{label}: {abs(difference)} {points} {'more' if difference > 0 else 'fewer'} than {than}"
 
 
 def explain(scorecard: Scorecard, record: Mapping[str, object]) -> dict[str, Any]:
@@ -32,39 +32,54 @@ def explain(scorecard: Scorecard, record: Mapping[str, object]) -> dict[str, Any
     Args:
         scorecard: the card.
         record: column -> value; a number, a string for a categorical feature, None for missing. A
-            column that is absent is missing.
+            column that is absent is missing; a component without any column is absent and counts nothing.
 
     Returns:
-        A JSON object: ``features`` (name, label, value, points, average_points), ``base_points``,
-        ``capped``, ``score``, ``probability``, ``band``, ``reasons`` (feature, words, points_lost) and
-        ``what_if`` (per changeable feature the best single change within the public range).
+        A JSON object: ``features`` (name, label, description, component, value, points, average_points),
+        ``base_points``, ``capped``, ``score``, ``probability``, ``band``, ``missing_components``,
+        ``reasons`` against the average of all (feature, words, points_lost), ``reasons_near_cut_off``
+        against those who just pass ``cut_off`` (None where that baseline is not in the card; both methods:
+        official commentary to 12 CFR 1002.9(b)(2), 5) and ``what_if`` (per changeable feature the best
+        single change within the public range).
 
     Raises:
+        BadInput: the record has no column of the study.
         BadData: a value is infinite, or a fraction where whole numbers are due.
     """
-    columns = {f.feature.column: _column(f, record.get(f.feature.column)) for f in scorecard.grid.features}
-    encoded = scorecard.grid.encode(columns)
+    grid = scorecard.grid
+    columns = {
+        f.feature.column: _column(f, record[f.feature.column])
+        for f in grid.features
+        if f.feature.column in record
+    }
+    encoded = grid.encode(columns)
     result = scorecard.score(encoded)
-    points = [int(p) for p in result.points[0]]
+    points, low = [int(p) for p in result.points[0]], encoded.low[0]
     features = [
         {
             "name": feature.name,
             "label": feature.feature.label,
-            "value": _value_words(feature, columns[feature.feature.column][0]),
+            "description": feature.feature.description,
+            "component": feature.feature.component,
+            "value": _value_of(feature, columns, there=bool(low[j] != ABSENT)),
             "points": points[j],
             "average_points": round(float(scorecard.means[j]), 1),
         }
-        for j, feature in enumerate(scorecard.grid.features)
+        for j, feature in enumerate(grid.features)
     ]
+    there = grid.components_of(int(encoded.pattern[0]))
     return {
         "score": int(result.score[0]),
         "probability": float(result.probability[0]),
         "band": BANDS[int(result.band[0])][0],
-        "base_points": scorecard.base_points,
+        "base_points": int(result.base[0]),
         "features": features,
         "capped": int(result.capped[0]),
-        "reasons": [_reason(scorecard, int(j), points[int(j)]) for j in result.reasons[0]],
-        "what_if": _what_if(scorecard, encoded.low[0], points),
+        "missing_components": [name for name in grid.components if name not in there],
+        "reasons": [_reason(scorecard, int(j), points[j]) for j in result.reasons[0] if j != ABSENT],
+        "cut_off": scorecard.study.scale.threshold,
+        "reasons_near_cut_off": _near_reasons(scorecard, points, low),
+        "what_if": _what_if(scorecard, low, points, base=int(result.base[0])),
     }
 
 
@@ -82,6 +97,9 @@ def explanation_in_words(explained: Mapping[str, Any]) -> str:
         lines.append(f"  {'adjusted to the range':{width}}  {explained['capped']:+6d}")
     lines += [f"  {'score':{width}}  {explained['score']:6d}", "", "Main reasons:"]
     lines += [f"  {place}. {reason['words']}" for place, reason in enumerate(explained["reasons"], start=1)]
+    if explained["missing_components"]:
+        missing = ", ".join(name.replace("_", " ") for name in explained["missing_components"])
+        lines += ["", f"Not known, and counted neither for nor against: {missing}"]
     if explained["what_if"]:
         lines += ["", "What one change would do, everything else being equal:"]
         lines += [f"  {change['words']}" for change in explained["what_if"]]
@@ -94,6 +112,13 @@ def _column(feature: FeatureGrid, value: object) -> NDArray[Any]:
         out[0] = None if value is None else str(value)
         return out
     return np.array([np.nan if value is None else value], dtype=np.float64)
+
+
+def _value_of(feature: FeatureGrid, columns: Mapping[str, NDArray[Any]], *, there: bool) -> str:
+    if not there:
+        return "not known"
+    values = columns.get(feature.feature.column)
+    return "missing" if values is None else _value_words(feature, values[0])
 
 
 def _value_words(feature: FeatureGrid, value: Any) -> str:
@@ -120,16 +145,38 @@ def _reason(scorecard: Scorecard, index: int, points: int) -> dict[str, Any]:
     }
 
 
+def _near_reasons(
+    scorecard: Scorecard, points: list[int], low: NDArray[np.int32]
+) -> list[dict[str, Any]] | None:
+    """Features furthest below those who just pass the cut-off; None where the card has no such baseline."""
+    if scorecard.near is None:
+        return None
+    lost = {j: float(scorecard.near[j]) - points[j] for j in np.flatnonzero(low != ABSENT).tolist()}
+    worst = sorted(lost, key=lambda j: (-lost[j], j))[:REASONS]
+    labels = [scorecard.grid.features[j].feature.label for j in worst]
+    than = "those who just pass"
+    return [
+        {
+            "feature": scorecard.grid.features[j].name,
+            "words": reason_words(label, -_rounded(lost[j]), than),
+            "points_lost": _rounded(lost[j]),
+        }
+        for j, label in zip(worst, labels, strict=True)
+    ]
+
+
 def _rounded(value: float) -> int:
     return int(np.floor(value + 0.5))
 
 
-def _what_if(scorecard: Scorecard, low: NDArray[np.int32], points: list[int]) -> list[dict[str, Any]]:
+def _what_if(
+    scorecard: Scorecard, low: NDArray[np.int32], points: list[int], *, base: int
+) -> list[dict[str, Any]]:
     """For each changeable feature the value that gains most points, the nearest one where several do.
 
     Between two knots points run straight, so that the best value is at a knot.
     """
-    total = scorecard.base_points + sum(points)
+    total = base + sum(points)
     scale = scorecard.study.scale
     changes = []
     for j, feature in enumerate(scorecard.grid.features):
@@ -139,7 +186,7 @@ def _what_if(scorecard: Scorecard, low: NDArray[np.int32], points: list[int]) ->
         best = np.flatnonzero(own == own.max())
         cell = int(best[np.argmin(np.abs(best + feature.offset - low[j]))])
         gain = int(own[cell]) - points[j]
-        if feature.feature.changeable and gain > 0:
+        if feature.feature.changeable and gain > 0 and low[j] != ABSENT:
             score = min(max(total + gain, scale.low), scale.high)
             label = feature.feature.label
             changes.append(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.models.fairness import Fairness
 from assay.privacy.errors import BadInput, Refused
 from assay.privacy.packfile import load_pack
 from assay.privacy.policypack import PolicyPack
@@ -23,6 +24,7 @@ from assay.privacy.purpose import PACK, check_context, check_input, check_purpos
 __all__ = [
     "COMPONENTS",
     "MAX_CELLS",
+    "Contact",
     "Feature",
     "Outcome",
     "Privacy",
@@ -130,6 +132,7 @@ class Feature:
         risk_trend: ``"falls"`` or ``"rises"`` as the value grows, or None.
         changeable: may a what-if vary it?
         platform: for component compliance, the platform whose rules it is about; it counts there only.
+        description: a sentence for people: what it is and why it counts; None: the label says enough.
     """
 
     name: str
@@ -143,12 +146,15 @@ class Feature:
     risk_trend: str | None = None
     changeable: bool = False
     platform: str | None = None
+    description: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _FEATURE.fullmatch(self.name):
             raise BadInput("name", value=self.name, allowed="lower-case letters, digits and _, at most 64")
         _words("column", self.column)
         _words("label", self.label)
+        if self.description is not None:
+            _words("description", self.description, longest=500)
         _choice("component", self.component, COMPONENTS)
         _choice("kind", self.kind, KINDS)
         _choice("transform", self.transform, TRANSFORMS)
@@ -296,6 +302,8 @@ class Scale:
         anchor_score: the score at ``anchor_odds``.
         anchor_odds: good:bad odds at the anchor.
         pdo: points that double the odds.
+        cut_off: the score from which a person is approved, for audits and reasons; None: see
+            :attr:`threshold`.
     """
 
     low: int = 350
@@ -303,6 +311,7 @@ class Scale:
     anchor_score: int = 650
     anchor_odds: float = 30
     pdo: float = 40
+    cut_off: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("low", "high", "anchor_score"):
@@ -317,6 +326,13 @@ class Scale:
             _positive(name, getattr(self, name))
             if not 1e-6 <= getattr(self, name) <= 1e6:
                 raise BadInput(name, value=getattr(self, name), allowed="1e-6 to 1e6")
+        if self.cut_off is not None:
+            _whole("cut_off", self.cut_off, self.low, self.high)
+
+    @property
+    def threshold(self) -> int:
+        """The score from which a person is approved: ``cut_off``, or 1.25 PDO below the anchor."""
+        return math.ceil(self.anchor_score - 1.25 * self.pdo) if self.cut_off is None else self.cut_off
 
     @property
     def factor(self) -> float:
@@ -330,6 +346,24 @@ class Scale:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contact:
+    """What a person is told about whom to turn to.
+
+    Attributes:
+        ask: who answers questions about a score and how to reach them, in words; None: it is not said.
+        contest: how to have a score looked at by a human being and corrected, in words; likewise.
+    """
+
+    ask: str | None = None
+    contest: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("ask", "contest"):
+            if getattr(self, name) is not None:
+                _words(name, getattr(self, name), longest=500)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A study, checked: purpose allowed, names unique, no protected input.
 
@@ -340,12 +374,13 @@ class Study:
         outcome: what is predicted.
         person: column that names the person, or None: every row is a person.
         features: the inputs, in study order.
-        fairness_columns: declared for audits, never inputs; nothing reads them yet.
+        fairness: what is audited; never inputs.
         training: how the model is fitted.
         privacy: the promise.
         scale: how log-odds become points.
         text: the source text, as it is offered to holders.
         pack: name of the policy pack that the study is checked against, and its scores later.
+        contact: whom a person can ask and how to contest a score.
     """
 
     name: str
@@ -356,10 +391,11 @@ class Study:
     privacy: Privacy
     text: str = field(repr=False)
     person: str | None = None
-    fairness_columns: tuple[str, ...] = ()
+    fairness: Fairness = field(default_factory=Fairness)
     training: Training = field(default_factory=Training)
     scale: Scale = field(default_factory=Scale)
     pack: str = PACK.name
+    contact: Contact = field(default_factory=Contact)
 
     def __post_init__(self) -> None:
         rules = self.rules
@@ -398,7 +434,7 @@ class Study:
             _once("outcome.observed", self.outcome.observed, taken, "the date of the outcome")
         if self.person is not None:
             _once("person.column", self.person, taken, "the person")
-        for position, column in enumerate(self.fairness_columns):
+        for position, column in enumerate(self.fairness.columns):
             _words("fairness.columns", column)
             _once("fairness.columns", column, taken, f"entry {position + 1} of fairness.columns")
         names: dict[str, str] = {}

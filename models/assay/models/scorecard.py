@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.models.encoding import Encoded, Grid
+from assay.models.encoding import ABSENT, STEPS, Encoded, Grid
 from assay.models.schema import Scale, Study
 from assay.privacy.errors import BadInput
 
@@ -37,6 +37,7 @@ REASONS = 4
 MAX_POINTS = 1_000_000  # of one cell; anything larger is a broken model
 _CHUNK = 1 << 14  # rows scored at a time: temporaries stay in the processor's cache
 _FINE = 1024  # differences from the mean are compared in steps of 1/1024 point
+_BEHIND = 4 * MAX_POINTS * _FINE * _FINE  # a multiple of _FINE, beyond every difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +45,17 @@ class Scores:
     """The result for N rows and F features.
 
     Attributes:
-        points: int32 [N, F].
+        points: int32 [N, F]; 0 where the feature's component is absent.
+        base: int32 [N], the base points of each row's pattern.
         score: int32 [N], clipped to the scale.
         capped: int32 [N]; base + points + capped = score.
         probability: float64 [N] of bad, from the total before clipping.
         band: int8 [N], index into :data:`BANDS`.
-        reasons: int16 [N, min(4, F)], feature indices, most points lost first.
+        reasons: int16 [N, min(4, F)], feature indices, most points lost first; -1 where there are fewer.
     """
 
     points: NDArray[np.int32]
+    base: NDArray[np.int32]
     score: NDArray[np.int32]
     capped: NDArray[np.int32]
     probability: NDArray[np.float64]
@@ -68,23 +71,36 @@ class Scorecard:
         study: what is scored.
         grid: its cells.
         points: int64 [grid.size].
-        base_points: what everybody starts from.
+        bases: int64 [grid.patterns], what everybody with pattern 1, 2, ... starts from.
         means: float64 [F], mean points of the population, from noisy counts: the baseline of the reasons.
+        near: float64 [F], mean points of those whose score is at the cut-off or slightly above it, from a
+            noisy sum; None where there is none. The baseline of the other kind of reasons.
     """
 
     study: Study
     grid: Grid
     points: NDArray[np.int64]
-    base_points: int
+    bases: NDArray[np.int64]
     means: NDArray[np.float64]
+    near: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         if self.points.shape != (self.grid.size,) or not (np.abs(self.points) <= MAX_POINTS).all():
             raise BadInput("points", allowed=f"{self.grid.size} whole numbers within ±{MAX_POINTS}")
-        if self.means.shape != (len(self.grid.features),) or not (np.abs(self.means) <= MAX_POINTS).all():
-            raise BadInput("means", allowed=f"{len(self.grid.features)} numbers within ±{MAX_POINTS}")
-        if not abs(self.base_points) <= 1000 * MAX_POINTS:
-            raise BadInput("base points", value=self.base_points, allowed=f"within ±{1000 * MAX_POINTS}")
+        for name, means in (("means", self.means), ("near", self.near)):
+            if means is None:
+                continue
+            if means.shape != (len(self.grid.features),) or not (np.abs(means) <= MAX_POINTS).all():
+                raise BadInput(name, allowed=f"{len(self.grid.features)} numbers within ±{MAX_POINTS}")
+        if self.bases.shape != (self.grid.patterns,) or not (np.abs(self.bases) <= 1000 * MAX_POINTS).all():
+            raise BadInput(
+                "base points", allowed=f"{self.grid.patterns} whole numbers within ±{1000 * MAX_POINTS}"
+            )
+
+    @property
+    def base_points(self) -> int:
+        """What everybody starts from of whom all components are known."""
+        return int(self.bases[-1])
 
     @classmethod
     def of(
@@ -95,18 +111,18 @@ class Scorecard:
         Args:
             study: gives the scale.
             grid: the cells ``theta`` belongs to.
-            theta: float64 [size + 1], log-odds of bad per cell, bias last.
-            counts: float64 [size], noisy numbers of records per cell; negative ones count as 0.
+            theta: float64 [width], log-odds of bad per cell, then the intercept of each pattern.
+            counts: float64 [width], noisy numbers of persons per cell and per pattern; negative ones count
+                as 0.
 
         Raises:
             BadInput: a number is not finite, or the arrays do not fit the grid.
         """
-        if theta.shape != (grid.size + 1,) or not np.isfinite(theta).all():
-            raise BadInput("theta", allowed=f"{grid.size + 1} finite numbers")
-        if counts.shape != (grid.size,) or not np.isfinite(counts).all():
-            raise BadInput("counts", allowed=f"{grid.size} finite numbers")
-        scale = study.scale
-        raw = -scale.factor * theta[:-1]
+        for name, values in (("theta", theta), ("counts", counts)):
+            if values.shape != (grid.width,) or not np.isfinite(values).all():
+                raise BadInput(name, allowed=f"{grid.width} finite numbers")
+        scale, counts = study.scale, counts[: grid.size]
+        raw = -scale.factor * theta[: grid.size]
         shift = _means(raw, counts, grid)
         exact = raw - np.repeat(shift, np.diff(grid.offsets))
         if not (np.abs(exact) < MAX_POINTS).all():
@@ -114,14 +130,24 @@ class Scorecard:
         points = np.floor(exact + 0.5)
         means = _means(points, counts, grid)
         # The base takes up what rounding the cells did to the population's mean score.
-        base = scale.offset - scale.factor * theta[-1] + shift.sum() - means.sum()
+        there = np.arange(1, grid.patterns + 1)[:, None] >> grid.members[None, :] & 1
+        bases = scale.offset - scale.factor * theta[grid.size :] + there @ (shift - means)
         return cls(
             study=study,
             grid=grid,
             points=points.astype(np.int64),
-            base_points=math.floor(base + 0.5),
+            bases=np.floor(bases + 0.5).astype(np.int64),
             means=means,
         )
+
+    @property
+    def theta(self) -> NDArray[np.float64]:
+        """The card as a model, float64 [width]: log-odds of bad per cell, then per pattern.
+
+        What is left out is the rounding of points between two knots to whole ones.
+        """
+        scale = self.study.scale
+        return np.concatenate([-self.points, scale.offset - self.bases]) / scale.factor
 
     def score(self, encoded: Encoded) -> Scores:
         """Score N rows; a row gets the same result alone as among a million.
@@ -136,14 +162,17 @@ class Scorecard:
         reasons = np.empty((rows, min(REASONS, width)), dtype=np.int16)
         total = np.empty(rows, dtype=np.int64)
         values, steps = self._tables()
+        base = self.bases[encoded.pattern - 1]
         for start in range(0, rows, _CHUNK):
             part = slice(start, start + _CHUNK)
             low = encoded.low[part]
-            between = values.take(low) + encoded.upper[part] * steps.take(low)
-            points[part] = np.floor(between + 0.5)
-            total[part] = points[part].sum(axis=1, dtype=np.int64) + self.base_points
-            reasons[part] = self._reasons(points[part])
-        return self._finished(points, total, reasons)
+            between = (encoded.upper[part] * np.float32(STEPS)).astype(np.int32)
+            between *= steps.take(low, mode="wrap")
+            between += values.take(low, mode="wrap")
+            np.floor_divide(between, STEPS, out=points[part])
+            total[part] = points[part].sum(axis=1, dtype=np.int64) + base[part]
+            reasons[part] = self._reasons(points[part], low)
+        return self._finished(points, base, total, reasons)
 
     def probability_of(self, total: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the chance of bad at uncapped totals, float64, overflow-free."""
@@ -162,7 +191,9 @@ class Scorecard:
                     "name": feature.name,
                     "label": feature.feature.label,
                     "kind": feature.kind,
+                    "component": feature.feature.component,
                     "mean_points": float(self.means[index]),
+                    "near_points": None if self.near is None else float(self.near[index]),
                     "cells": cells,
                 }
             )
@@ -172,6 +203,10 @@ class Scorecard:
             "study": self.study.digest,
             "knots": self.grid.knots,
             "base_points": self.base_points,
+            "bases": [
+                {"components": list(self.grid.components_of(pattern)), "points": base}
+                for pattern, base in enumerate(self.bases.tolist(), start=1)
+            ],
             "features": features,
             "bands": [*bands, {"band": BANDS[-1][0], "from": self.study.scale.low}],
         }
@@ -191,30 +226,41 @@ class Scorecard:
             names = [(feature["name"], len(feature["cells"])) for feature in features]
             points = [cell["points"] for feature in features for cell in feature["cells"]]
             means = [feature["mean_points"] for feature in features]
-            base = value["base_points"]
+            near = [feature["near_points"] for feature in features]
+            bases = [base["points"] for base in value["bases"]]
+            everything = value["base_points"]
+            patterns = [tuple(base["components"]) for base in value["bases"]]
         except (KeyError, TypeError):
             raise BadInput("scorecard", allowed="the JSON that a scorecard writes") from None
         if names != [(feature.name, feature.cells) for feature in grid.features]:
             raise BadInput("scorecard", allowed="the features and cells of the study beside it")
-        if not all(type(number) is int for number in (*points, base)):
-            raise BadInput("points", allowed="whole numbers")
-        if not all(type(number) is float for number in means):
+        if patterns != [grid.components_of(pattern) for pattern in range(1, grid.patterns + 1)]:
+            raise BadInput("scorecard", allowed="a base for every choice of the study's components")
+        if not all(type(number) is int for number in (*points, *bases)) or everything != bases[-1]:
+            raise BadInput("points", allowed="whole numbers; base_points is the last of the bases")
+        known = any(number is not None for number in near)
+        if not all(type(number) is float for number in (*means, *(near if known else ()))):
             raise BadInput("means", allowed="numbers")
         return cls(
             study=study,
             grid=grid,
             points=np.array(points, dtype=np.int64),
-            base_points=base,
+            bases=np.array(bases, dtype=np.int64),
             means=np.array(means, dtype=np.float64),
+            near=np.array(near, dtype=np.float64) if known else None,
         )
 
-    def _tables(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Points of each cell and the step to the next one; exact in float32 up to 2^24."""
-        values = self.points.astype(np.float32)
-        return values, np.diff(values, append=values[-1:])
+    def _tables(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Return points of each cell in 1/STEPS, half a point added for rounding, and the step to the next.
 
-    def _reasons(self, points: NDArray[np.int32]) -> NDArray[np.int16]:
-        """Features furthest below the population's mean, ties in study order.
+        One more entry, at the end, is for what is absent. Within MAX_POINTS all sums fit in 32 bits.
+        """
+        values = np.append(self.points * STEPS + STEPS // 2, STEPS // 2)
+        steps = np.append(np.diff(self.points, append=self.points[-1:]), 0)
+        return values.astype(np.int32), steps.astype(np.int32)
+
+    def _reasons(self, points: NDArray[np.int32], low: NDArray[np.int32]) -> NDArray[np.int16]:
+        """Features furthest below the population's mean, ties in study order; -1 for none.
 
         Regulation B, official commentary to 12 CFR 1002.9(b)(2), 5: the method that compares with the
         average of all applicants.
@@ -223,12 +269,17 @@ class Scorecard:
         fine = np.floor(self.means * _FINE + 0.5).astype(np.int64)
         # The difference in the high bits and the feature in the low ones: one partial sort does both.
         keys = (points.astype(np.int64) * _FINE - fine) * _FINE + np.arange(width)
+        keys[low < 0] += _BEHIND
         count = min(REASONS, width)
         worst = np.sort(np.partition(keys, count - 1, axis=1)[:, :count], axis=1)
-        return (worst % _FINE).astype(np.int16)
+        return np.where(worst < _BEHIND // 2, worst % _FINE, ABSENT).astype(np.int16)
 
     def _finished(
-        self, points: NDArray[np.int32], total: NDArray[np.int64], reasons: NDArray[np.int16]
+        self,
+        points: NDArray[np.int32],
+        base: NDArray[np.int64],
+        total: NDArray[np.int64],
+        reasons: NDArray[np.int16],
     ) -> Scores:
         scale = self.study.scale
         score = np.clip(total, scale.low, scale.high)
@@ -236,6 +287,7 @@ class Scorecard:
         below = len(cuts) - np.searchsorted(cuts, score, side="right")
         return Scores(
             points=points,
+            base=base.astype(np.int32),
             score=score.astype(np.int32),
             capped=(score - total).astype(np.int32),
             probability=self.probability_of(total),

@@ -182,7 +182,7 @@ def _result(card: Scorecard, columns: Mapping[str, NDArray[Any]]) -> list[Any]:
     words = pa.array([words for words, _ in BANDS])
     out = [pa.array(scores.score), pa.array(scores.probability), words.take(pa.array(scores.band))]
     out += [pa.array(np.ascontiguousarray(scores.points[:, j])) for j in range(scores.points.shape[1])]
-    out += [pa.array(np.full(rows, card.base_points, dtype=np.int32)), pa.array(scores.capped)]
+    out += [pa.array(scores.base), pa.array(scores.capped)]
     for place in range(REASONS):
         if place < scores.reasons.shape[1]:
             out.append(_reason_column(card, scores.points, scores.reasons[:, place]))
@@ -192,8 +192,8 @@ def _result(card: Scorecard, columns: Mapping[str, NDArray[Any]]) -> list[Any]:
 
 
 def _reason_column(card: Scorecard, points: NDArray[np.int32], feature: NDArray[np.int16]) -> pa.Array:
-    """Words for one reason per row; each distinct sentence is made once."""
-    chosen = feature.astype(np.int64)
+    """Words for one reason per row, null where there is none; each distinct sentence is made once."""
+    chosen = np.maximum(feature, 0).astype(np.int64)
     own = np.take_along_axis(points, chosen[:, None], axis=1)[:, 0]
     difference = np.floor(own - card.means[chosen] + 0.5).astype(np.int64)
     lowest = int(difference.min())
@@ -203,7 +203,7 @@ def _reason_column(card: Scorecard, points: NDArray[np.int32], feature: NDArray[
         reason_words(card.grid.features[code // span].feature.label, code % span + lowest)
         for code in codes.tolist()
     ]
-    return pa.array(sentences, pa.string()).take(pa.array(place))
+    return pa.array(sentences, pa.string()).take(pa.array(place, mask=feature < 0))
 
 
 @contextlib.contextmanager

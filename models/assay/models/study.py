@@ -10,12 +10,15 @@ import re
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from assay.models.fairness import Fairness, Gate
 from assay.models.schema import (
     COMPONENTS,
     MAX_TEXT_BYTES,
+    Contact,
     Feature,
     Outcome,
     Privacy,
@@ -56,11 +59,13 @@ _KEYS: dict[str, tuple[str, ...]] = {
         "label",
         "changeable",
         "platform",
+        "description",
     ),
-    "fairness": ("columns",),
+    "fairness": ("columns", "groups", "gate", "smallest_group"),
     "training": ("model", "rounds"),
     "privacy": ("epsilon", "delta", "trust", "tolerated", "holders_per_person"),
-    "scale": ("low", "high", "anchor_score", "anchor_odds", "pdo"),
+    "scale": ("low", "high", "anchor_score", "anchor_odds", "pdo", "cut_off"),
+    "contact": ("ask", "contest"),
 }
 _REQUIRED: dict[str, tuple[str, ...]] = {
     "study": ("name", "purpose", "contexts"),
@@ -134,12 +139,13 @@ class _Parser:
                 outcome=self._build(Outcome, "outcome"),
                 person=person.get("column"),
                 features=self._features(),
-                fairness_columns=self._fairness(),
+                fairness=self._fairness(),
                 training=self._build(Training, "training", optional=True),
                 privacy=self._build(Privacy, "privacy"),
                 scale=self._build(Scale, "scale", optional=True),
                 text=self.text,
                 pack=study.get("pack", PACK.name),
+                contact=self._build(Contact, "contact", optional=True),
             )
 
     def _section(self, name: str, *, optional: bool = False) -> dict[str, Any]:
@@ -186,9 +192,22 @@ class _Parser:
         with self._located(f"{path}."):
             return Feature(**table)
 
-    def _fairness(self) -> tuple[str, ...]:
-        table = self._section("fairness", optional=True)
-        return self._strings("fairness.columns", table["columns"]) if table else ()
+    def _fairness(self) -> Fairness:
+        table = dict(self._section("fairness", optional=True))
+        if not table:
+            return Fairness()
+        table["columns"] = self._strings("fairness.columns", table["columns"])
+        groups, gate = table.get("groups", {}), table.pop("gate", {})
+        for name, value in (("groups", groups), ("gate", gate)):
+            if not isinstance(value, dict):
+                raise self._error(f"fairness.{name}", value=value, allowed=f"a table [fairness.{name}]")
+        table["groups"] = {c: tuple(v) if isinstance(v, list) else v for c, v in groups.items()}
+        limits = tuple(each.name for each in fields(Gate))
+        for key in gate:
+            if key not in limits:
+                raise self._unknown(key, f"fairness.gate.{key}", limits)
+        with self._located("fairness."):
+            return Fairness(**table, gate=Gate(**gate))
 
     def _strings(self, path: str, value: object) -> tuple[str, ...]:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
