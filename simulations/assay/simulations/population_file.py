@@ -136,7 +136,7 @@ def _check_replaced(path: Path) -> None:
     if path.is_symlink() or not path.is_file() or not (path.stat().st_size == 0 or _is_own(path)):
         raise BadInput(
             "--out",
-            value=str(path),
+            where=path,
             allowed="a file that this command made, or none",
             remedy="It is left as it is; choose another name or remove it",
         )

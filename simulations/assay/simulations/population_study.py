@@ -49,6 +49,9 @@ def study_text(params: Parameters, outcome: str) -> str:
                 lines += _feature(trait)
     if params.groups:
         lines += _table("fairness", {"columns": list(params.groups)})
+        lines += _table(
+            "fairness.groups", {name: list(group.levels) for name, group in params.groups.items()}
+        )
     lines += _table("privacy", _PRIVACY)
     text = "\n".join(lines) + "\n"
     parse_study(text)

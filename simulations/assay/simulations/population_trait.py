@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from assay.models.schema import Feature
 from assay.privacy.errors import BadInput
+from assay.privacy.purpose import check_input
 from assay.simulations.population_checks import (
     check_choice,
     check_number,
@@ -129,6 +130,7 @@ class Trait:
     def __post_init__(self) -> None:
         check_texts("levels", self.levels)
         feature = self.feature
+        check_input(self.name, self.label)
         check_choice("law", self.law, _LAWS[self.kind])
         self._check_law(feature)
         check_number("loading", self.loading, -0.99, 0.99)
@@ -170,7 +172,6 @@ class Trait:
 
         Raises:
             BadInput: see :class:`assay.models.schema.Feature`.
-            Refused: the name or label names a protected attribute.
         """
         return Feature(
             name=self.name,
