@@ -680,10 +680,13 @@ def test_one_person_is_enough(tmp_path):
     assert result["bayes_auroc"] == {"credit": 0.5, "fraud": 0.5}
 
 
-def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_full_disk_leaves_what_was_there_and_no_more(tmp_path, suffix, old):
     """A limit on the size of a file stands for the disk; the process meets it in the middle of the data."""
-    out = tmp_path / "people.csv"
-    assay("population", "--people", 20, "--out", out)
+    out = tmp_path / f"people{suffix}"
+    if old:
+        assay("population", "--people", 20, "--out", out)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     script = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"

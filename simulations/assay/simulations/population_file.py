@@ -60,14 +60,12 @@ def write_population(
     _check_target(target)
     for path in (target, *studies.values()):
         _check_replaced(path)
-    texts = {outcome: study_text(params, outcome).encode() for outcome in OUTCOMES}
+    beside = {path: study_text(params, outcome).encode() for outcome, path in studies.items()}
     tally = _Tally(params)
-    with _written(target, population_schema(params)) as write:
+    with _written(target, population_schema(params), beside) as write:
         for chunk in chunks:
             write(chunk.table)
             tally.add(chunk.table, chunk.true_risk, chunk.mislabelled)
-        for outcome, path in studies.items():
-            write_durably(path, texts[outcome])
     return {
         "people": people,
         "rows": people,
@@ -154,14 +152,21 @@ def _is_own(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _written(target: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
-    """Open a writer on a temporary file that becomes ``target`` only if nothing goes wrong."""
+def _written(
+    target: Path, schema: pa.Schema, beside: dict[Path, bytes]
+) -> Iterator[Callable[[pa.Table], None]]:
+    """Open a writer on a temporary file that becomes ``target`` only if nothing goes wrong.
+
+    The small files ``beside`` it are written when all of the data are on the disk.
+    """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with _WRITERS[target.suffix](str(temporary), schema) as writer:
             yield writer.write_table
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        for path, data in beside.items():
+            write_durably(path, data)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
