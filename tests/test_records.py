@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from assay.client.records import Records, describe, load_records
-from assay.client.sources import DataSource, open_source
+from assay.client.sources import DataSource, Source, open_source
 from assay.models.encoding import Grid
 from assay.models.study import Study, parse_study
 from assay.privacy.errors import BadData, BadInput
+from assay.privacy.purpose import PACK
 
 STUDY = """
 [study]
@@ -233,3 +237,113 @@ def test_what_is_written_is_what_is_loaded(cells: list[tuple[object, ...]], tmp_
     assert records.persons is not None
     assert len({*zip(identifiers, records.persons.tolist(), strict=True)}) == len(set(identifiers))
     assert records.persons_count == len(set(identifiers))
+
+
+NOON = datetime(2026, 6, 15, 12, tzinfo=UTC).timestamp()
+DAYS = PACK.retention["records"].days
+DATED = f"{HEADER},SEEN"
+
+
+def dated_study() -> Study:
+    return parse_study(study().text.replace('meaning = "', 'observed = "SEEN"\nmeaning = "'))
+
+
+def load_dated(directory: Path, dates: list[str], now: float = NOON) -> Records:
+    """Load one row of a person p0, p1, ... for each date."""
+    rows = [f"{i % 2},p{i},{10 + i},1,own,F,x,{day}" for i, day in enumerate(dates)]
+    (directory / "r.csv").write_text("\n".join([DATED, *rows]) + "\n")
+    with open_source(DataSource(directory=directory, kind="csv", path="r.csv")) as source:
+        return load_records(source, dated_study(), clock=lambda: now)
+
+
+def ago(days: int) -> str:
+    return (date(2026, 6, 15) - timedelta(days=days)).isoformat()
+
+
+def test_records_older_than_the_policy_pack_keeps_them_are_left_out(tmp_path: Path) -> None:
+    records = load_dated(tmp_path, [ago(DAYS + 1), ago(DAYS), ago(0), ago(9999), ago(-1)])
+    np.testing.assert_array_equal(records.columns["LIMIT"], [11, 12, 14])
+    np.testing.assert_array_equal(records.labels, [1, 0, 0])
+    np.testing.assert_array_equal(records.persons, [0, 1, 2])
+    assert (records.rows, records.persons_count, records.too_old) == (3, 3, 2)
+    assert "SEEN" not in (*records.columns, *records.ignored)
+    later = load_dated(tmp_path, [ago(DAYS), ago(0)], now=NOON + 86_400)
+    assert (later.rows, later.too_old) == (1, 1)
+
+
+def test_without_a_date_column_in_the_study_nothing_is_left_out(tmp_path: Path) -> None:
+    assert load(tmp_path, [f"{GOOD[0]},{ago(9999)}"], header=DATED).too_old == 0
+
+
+def test_the_check_says_how_many_are_left_out_and_by_which_rule(tmp_path: Path) -> None:
+    result, lines = describe(load_dated(tmp_path, [ago(DAYS + 1), ago(1), ago(2)]), dated_study())
+    assert (result["rows"], result["too_old_rows"]) == (2, 1)
+    assert "SEEN" in result["used_columns"]
+    (line,) = [line for line in lines if line.startswith("left out: 1 rows whose SEEN")]
+    assert f"{DAYS} days" in line
+    assert PACK.retention["records"].article in line
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["", "yesterday", "31.03.2026", "2026-02-30", "2026-13-01", "1780000000", ago(-2), "2999-01-01"],
+)
+def test_a_date_that_cannot_be_read_or_lies_in_the_future_is_refused(cell: str, tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="row 2, column 'SEEN'") as caught:
+        load_dated(tmp_path, [ago(1), cell])
+    assert not cell or cell not in caught.value.without_cell()
+
+
+@pytest.mark.parametrize("cell", ["2026-06-01 08:30:00", "2026-06-01T08:30:00.250+02:00", " 2026-06-01 "])
+def test_a_time_after_the_date_is_read(cell: str, tmp_path: Path) -> None:
+    assert load_dated(tmp_path, [cell]).rows == 1
+
+
+def test_dates_of_a_parquet_file_are_read(tmp_path: Path) -> None:
+    days = [date(2026, 6, 1), date(2010, 6, 1)]
+    for kind in (pa.date32(), pa.date64(), pa.timestamp("us"), pa.timestamp("ns", tz="UTC")):
+        table = pa.table(
+            {"default": [0, 1], "id": ["a", "b"], "LIMIT": [1.0, 2.0], "SEEN": pa.array(days).cast(kind)}
+        )
+        pq.write_table(table, tmp_path / "r.parquet")
+        with open_source(DataSource(directory=tmp_path, kind="parquet", path="r.parquet")) as source:
+            records = load_records(source, dated_study(), clock=lambda: NOON)
+        assert (records.rows, records.too_old) == (1, 1)
+
+
+def test_where_all_are_too_old_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="older records are not used"):
+        load_dated(tmp_path, [ago(DAYS + 1)] * 3)
+
+
+def test_a_missing_date_column_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="'SEEN'"), open_dated(tmp_path) as source:
+        load_records(source, dated_study(), clock=lambda: NOON)
+
+
+def open_dated(directory: Path) -> Source:
+    (directory / "r.csv").write_text("\n".join([HEADER, *GOOD]) + "\n")
+    return open_source(DataSource(directory=directory, kind="csv", path="r.csv"))
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ages=st.lists(st.sampled_from([0, 1, DAYS - 1, DAYS, DAYS + 1, 9999]), min_size=2, max_size=8))
+def test_leaving_one_record_away_changes_which_others_are_used_in_nothing(
+    ages: list[int], tmp_path: Path
+) -> None:
+    """The accounting assumes it: a record is left out by its own date and by no other record."""
+
+    def used(kept: list[int]) -> set[float]:
+        rows = [f"0,p{i},{10 + i},1,own,F,x,{ago(ages[i])}" for i in kept]
+        (tmp_path / "r.csv").write_text("\n".join([DATED, *rows]) + "\n")
+        with open_source(DataSource(directory=tmp_path, kind="csv", path="r.csv")) as source:
+            try:
+                records = load_records(source, dated_study(), clock=lambda: NOON)
+            except BadData:
+                return set()  # none is young enough
+        return set(records.columns["LIMIT"].tolist())
+
+    everybody = list(range(len(ages)))
+    whole = used(everybody)
+    for gone in everybody:
+        assert used([i for i in everybody if i != gone]) == whole - {10.0 + gone}

@@ -190,8 +190,8 @@ class Source:
 
         Args:
             wanted: column name to ``"number"`` or ``"integer"`` (float64 [N], NaN = missing), ``"label"``
-                (float64 [N] of 0 and 1) or
-                ``"text"`` (object [N] of str, None = missing); at least one column.
+                (float64 [N] of 0 and 1), ``"text"`` or ``"date"`` (object [N] of str, None = missing); at
+                least one column.
 
         Raises:
             BadData: a column is missing or holds something else, or there are no rows.

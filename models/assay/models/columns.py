@@ -35,6 +35,7 @@ KINDS = {
     "integer": "a whole number, or an empty cell if it is missing",
     "label": "0 or 1",
     "text": "text, or an empty cell if it is missing",
+    "date": "an ISO date such as 2026-03-31",
 }
 # Whole numbers beyond 2^53 are not exact in float64.
 _EXACT = float(1 << 53)
@@ -78,13 +79,13 @@ def typed_column(
     Args:
         column: any Arrow type; text is parsed.
         name: for messages.
-        kind: ``"number"``, ``"integer"``, ``"label"`` or ``"text"``.
+        kind: ``"number"``, ``"integer"``, ``"label"``, ``"text"`` or ``"date"``.
         where: the file or table, for messages.
         first_row: 1-based number of the first record in ``column``.
 
     Returns:
         float64 with NaN = missing for numbers and integers, float64 of 0 and 1 for labels, object array of
-        ``str`` or None for text.
+        ``str`` or None for text and for dates. Dates are not parsed; a declared date or time becomes ISO text.
 
     Raises:
         BadData: a cell breaks the rules above; the first one is named.
@@ -93,7 +94,9 @@ def typed_column(
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     place = _Place(name, kind, where, first_row)
-    if kind == "text":
+    if kind == "date" and (pa.types.is_date(array.type) or pa.types.is_timestamp(array.type)):
+        array = pc.cast(pc.cast(array, pa.date32(), safe=False), pa.string())  # the day of a time, in UTC
+    if kind in ("text", "date"):
         return _texts(array, place)
     values, absent = _floats(array, place)
     place.refuse(array, np.isinf(values) | (np.isnan(values) & ~absent))
