@@ -425,8 +425,10 @@ def fitted(line: dict[str, float]) -> str:
 
 def chart(found: dict[str, Any]) -> str:
     """Return a page with a holder's cost against the number of holders, drawn and as a table."""
-    from assay.simulations.charts import WIDTH, Plot, Span, axes, legend, line, marker, svg, ticks
-    from assay.simulations.page import figure, page, table
+    from assay.models.page import table
+    from assay.models.svg import WIDTH, Span, marker, svg
+    from assay.simulations.charts import Plot, axes, legend, line, ticks
+    from assay.simulations.page import figure, page
 
     points = found["curve"]
     holders, most = [p["holders"] for p in points], max(p["holders"] for p in points)

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from assay.models import digits, svg
+from assay.models.page import STYLE
 from assay.models.schema import Scale
 from assay.privacy.errors import BadInput
 from assay.simulations import charts, page, wording
@@ -330,10 +332,11 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_have_the_contrast_that_wcag_asks_for(scheme):
-    sheet = (Path(page.__file__).parent / "report.css").read_text()
-    blocks = re.findall(r":root \{(.*?)\}", sheet, re.DOTALL)
-    assert len(blocks) == 2
-    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", blocks[["light", "dark"].index(scheme)]))
+    colours = {}
+    for sheet in (STYLE, page.STYLE):
+        blocks = re.findall(r":root \{(.*?)\}", sheet.read_text(), re.DOTALL)
+        assert len(blocks) == 2
+        colours |= re.findall(r"--(\w+): (#[0-9a-f]{6})", blocks[["light", "dark"].index(scheme)])
     for background in (colours["page"], colours["box"]):
         for name in ("ink", "quiet", "link"):
             assert contrast(colours[name], background) >= 4.5, name
@@ -352,34 +355,34 @@ def test_ticks_are_few_round_and_inside(low, high):
 
 
 def test_values_outside_a_plot_are_drawn_at_its_edge():
-    span = charts.Span(low=0, high=1, start=10, stop=20)
+    span = svg.Span(low=0, high=1, start=10, stop=20)
     assert [span(value) for value in (-1, 0, 0.5, 2)] == [10, 10, 15, 20]
-    assert charts.Span(low=1, high=1, start=10, stop=20)(1) == 10
+    assert svg.Span(low=1, high=1, start=10, stop=20)(1) == 10
 
 
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
-        (wording.short(1e-6), "1e-6"),
-        (wording.short(0.9996), "1"),
-        (wording.short(0.75), "0.75"),
-        (wording.percent(0.0949), "9.5\u00a0%"),
-        (wording.percent(0.22), "22\u00a0%"),
-        (wording.tenths(0.0001), "< 0.1"),
-        (wording.tenths(0.0), "0.0"),
-        (wording.signed(-3), "−3"),
-        (wording.signed(0), "0"),
-        (wording.added(-3), "− 3"),
-        (wording.odds_factor(1.0), "2.8"),
-        (wording.odds_factor(8.0), "3,000"),
-        (wording.odds_factor(1e9), "over a million"),
+        (digits.short(1e-6), "1e-6"),
+        (digits.short(0.9996), "1"),
+        (digits.short(0.75), "0.75"),
+        (digits.percent(0.0949), "9.5\u00a0%"),
+        (digits.percent(0.22), "22\u00a0%"),
+        (digits.tenths(0.0001), "< 0.1"),
+        (digits.tenths(0.0), "0.0"),
+        (digits.signed(-3), "−3"),
+        (digits.signed(0), "0"),
+        (digits.added(-3), "− 3"),
+        (digits.odds_factor(1.0), "2.8"),
+        (digits.odds_factor(8.0), "3,000"),
+        (digits.odds_factor(1e9), "over a million"),
         (wording.duration(4.25), "4.2 s"),
         (wording.duration(48.3), "48 s"),
         (wording.duration(600), "10 min"),
         (wording.duration(9000), "2.5 h"),
         (wording.moved(0.0004), "changes AUROC by less than 0.001"),
         (wording.moved(-0.012), "loses 0.012 of AUROC"),
-        (wording.count(1, "bin"), "1 bin"),
+        (digits.count(1, "bin"), "1 bin"),
     ],
 )
 def test_numbers_are_worded_with_sensible_digits(given, shown):

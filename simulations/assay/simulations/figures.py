@@ -7,26 +7,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.models.digits import percent, short
 from assay.models.metrics import auroc, roc_curve
-from assay.simulations.charts import (
-    WIDTH,
-    Plot,
-    Span,
-    axes,
-    bar,
-    clipped,
-    label,
-    legend,
-    line,
-    marker,
-    segment,
-    steps,
-    svg,
-    ticks,
-)
+from assay.models.svg import WIDTH, Span, bar, clipped, label, marker, segment, svg
+from assay.simulations.charts import Plot, axes, legend, line, steps, ticks
 from assay.simulations.findings import HolderLine, Report
 from assay.simulations.tallies import CalibrationRow
-from assay.simulations.wording import percent, short
 
 __all__ = [
     "SHOWN_HOLDERS",

@@ -1,50 +1,21 @@
-"""Pieces of a self-contained HTML page: sections, figures, tables, and lists.
-
-The page loads nothing: its policy allows inline styles and forbids the rest, scripts included.
-"""
+"""Pieces that only a report's page has: figures with text beside them, and cards."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from assay.simulations.charts import safe
+from assay.models import page as pages
+from assay.models.svg import safe
 
-__all__ = ["card", "disclosure", "figure", "items", "page", "paragraph", "section", "table"]
+__all__ = ["STYLE", "card", "figure", "page"]
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-_STYLE = Path(__file__).with_name("report.css")
+STYLE = Path(__file__).with_name("report.css")
 
 
 def page(*, title: str, header: str, sections: Sequence[tuple[str, str, str]]) -> str:
-    """Return a whole page; sections are (key, heading, inner HTML), listed in a table of contents."""
-    contents = "".join(f'<li><a href="#{key}">{safe(heading)}</a></li>' for key, heading, _ in sections)
-    body = "".join(section(key, heading, inner) for key, heading, inner in sections)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{safe(title)}</title><style>\n{_STYLE.read_text(encoding='utf-8')}</style></head>\n"
-        f'<body><header>{header}</header>\n<nav aria-label="Contents"><ul>{contents}</ul></nav>\n'
-        f"<main>{body}</main></body></html>\n"
-    )
-
-
-def section(key: str, heading: str, inner: str) -> str:
-    """Return a section that can be linked to."""
-    title = f'<h2 id="{key}-h">{safe(heading)}</h2>'
-    return f'<section id="{key}" aria-labelledby="{key}-h">{title}{inner}</section>\n'
-
-
-def paragraph(words: str, kind: str = "") -> str:
-    """Return a paragraph of plain text."""
-    return f'<p class="{kind}">{safe(words)}</p>' if kind else f"<p>{safe(words)}</p>"
-
-
-def items(rows: Iterable[str], kind: str = "ul") -> str:
-    """Return a list of plain texts, ``ul`` or ``ol``."""
-    return f"<{kind}>{''.join(f'<li>{safe(row)}</li>' for row in rows)}</{kind}>"
+    """Return a whole page in the style of a report; see :func:`assay.models.page.page`."""
+    return pages.page(title=title, header=header, sections=sections, style=STYLE)
 
 
 def figure(chart: str, caption: str, beside: str) -> str:
@@ -58,21 +29,3 @@ def figure(chart: str, caption: str, beside: str) -> str:
 def card(inner: str) -> str:
     """Return a box in a row of boxes."""
     return f'<article class="card">{inner}</article>'
-
-
-def disclosure(summary: str, inner: str, *, opened: bool = False) -> str:
-    """Return a block that opens without a script; printing shows its content in any case."""
-    return f"<details{' open' if opened else ''}><summary>{safe(summary)}</summary>{inner}</details>"
-
-
-def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of plain texts whose first column names the row; the others are set as numbers."""
-    head = "".join(f'<th scope="col">{safe(cell)}</th>' for cell in heads)
-    body = "".join(
-        f'<tr><th scope="row">{safe(first)}</th>{"".join(f"<td>{safe(cell)}</td>" for cell in rest)}</tr>'
-        for first, *rest in rows
-    )
-    return (
-        f'<div class="scroll" role="region" aria-label="{safe(caption)}" tabindex="0"><table>'
-        f"<caption>{safe(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )

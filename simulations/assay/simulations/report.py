@@ -11,26 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
+from assay.models.digits import count, odds_factor, percent, short, tenths
 from assay.models.metrics import expected_calibration_error, roc_curve
+from assay.models.page import disclosure, items, paragraph, table
+from assay.models.svg import safe
 from assay.privacy.files import write_durably
 from assay.simulations import figures
-from assay.simulations.charts import safe
 from assay.simulations.findings import Comparison, HolderLine, LocalSpread, Metrics, PersonLine, Report, Trust
-from assay.simulations.page import disclosure, figure, items, page, paragraph, table
+from assay.simulations.page import figure, page
 from assay.simulations.people import people_section
 from assay.simulations.tallies import BandRow, calibration_rows, score_rows
-from assay.simulations.wording import (
-    GLOSSARY,
-    SIMULATED,
-    count,
-    duration,
-    moved,
-    odds_factor,
-    percent,
-    short,
-    tenths,
-    trusted,
-)
+from assay.simulations.wording import GLOSSARY, SIMULATED, duration, moved, trusted
 
 __all__ = [
     "Comparison",
