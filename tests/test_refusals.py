@@ -1,4 +1,4 @@
-"""Each of the eight refusals, at study check and at scoring: code and article on the screen and in the log."""
+"""Each of the eight refusals at study check and at scoring: code and article on the screen and in the log."""
 
 from __future__ import annotations
 

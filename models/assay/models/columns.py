@@ -85,7 +85,7 @@ def typed_column(
 
     Returns:
         float64 with NaN = missing for numbers and integers, float64 of 0 and 1 for labels, object array of
-        ``str`` or None for text and for dates. Dates are not parsed; a declared date or time becomes ISO text.
+        ``str`` or None for text and for dates. Dates are not parsed; a declared date or time becomes text.
 
     Raises:
         BadData: a cell breaks the rules above; the first one is named.
