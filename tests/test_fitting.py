@@ -240,7 +240,7 @@ def test_patterns_that_differ_in_risk_get_intercepts_that_differ(study, grid):
 
 
 def test_scattered_components_beat_the_complete_records_alone(study, grid):
-    """On complete records of others; eight draws of the noise, at which they differ by .04 +- .01 on average."""
+    """On complete records of others; eight draws of the noise; they differ by .04 on average."""
     patterns = np.repeat([SPENDING, GRADES, BOTH], [4_000, 4_000, 400]).astype(np.int32)
     scattered = population(grid, rows=8_400, patterns=patterns, together=0.9)
     complete = population(grid, rows=400, seed=7, together=0.9)
