@@ -104,6 +104,21 @@ class FeatureGrid:
         """Absolute index of the "missing" cell."""
         return self.offset + self.cells - 1
 
+    @property
+    def knot_values(self) -> NDArray[np.float64]:
+        """The knots in the units of the column, float64; first and last are exactly the domain's ends."""
+        return _undone(self.knots, self.feature)
+
+    @property
+    def texts(self) -> dict[str, int]:
+        """The texts that are a level of a categorical feature, and the absolute index of the level's cell."""
+        index = {level: self.offset + i for i, level in enumerate(self.feature.levels)}
+        for level, cell in tuple(index.items()):
+            # A tool that saw a missing value in a column of codes writes 3 as 3.0.
+            if level.lstrip("-").isdecimal():
+                index.setdefault(f"{level}.0", cell)
+        return index
+
     def encode(self, values: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Encode one column.
 
@@ -154,11 +169,7 @@ class FeatureGrid:
         return cell
 
     def _levels(self, values: NDArray[Any]) -> NDArray[np.int32]:
-        index: dict[Any, int] = {level: self.offset + i for i, level in enumerate(self.feature.levels)}
-        for level, cell in tuple(index.items()):
-            # A tool that saw a missing value in a column of codes writes 3 as 3.0.
-            if level.lstrip("-").isdecimal():
-                index.setdefault(f"{level}.0", cell)
+        index: dict[Any, int] = dict(self.texts)
         other = self.offset + len(self.feature.levels)
         index[None] = self.missing
         return np.fromiter((index.get(text, other) for text in values), dtype=np.int32, count=len(values))

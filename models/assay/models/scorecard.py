@@ -22,7 +22,7 @@ from assay.models.encoding import ABSENT, STEPS, Encoded, Grid
 from assay.models.schema import Scale, Study
 from assay.privacy.errors import BadInput
 
-__all__ = ["BANDS", "REASONS", "Scorecard", "Scores"]
+__all__ = ["BANDS", "FINE", "REASONS", "Scorecard", "Scores"]
 
 # From the top: words, and how many PDO above the anchor the band begins. With the default scale the cuts
 # are 700, 650, 600 and 550: a chance of bad of 1.4, 3.2, 7.3 and 16 %.
@@ -36,8 +36,9 @@ BANDS: tuple[tuple[str, float], ...] = (
 REASONS = 4
 MAX_POINTS = 1_000_000  # of one cell; anything larger is a broken model
 _CHUNK = 1 << 14  # rows scored at a time: temporaries stay in the processor's cache
-_FINE = 1024  # differences from the mean are compared in steps of 1/1024 point
-_BEHIND = 4 * MAX_POINTS * _FINE * _FINE  # a multiple of _FINE, beyond every difference
+_MAX_LOG_ODDS = 1e9  # of a card that is not yet checked
+FINE = 1024  # differences from the mean are compared in steps of 1/1024 point
+_BEHIND = 4 * MAX_POINTS * FINE * FINE  # a multiple of FINE, beyond every difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +140,19 @@ class Scorecard:
             bases=np.floor(bases + 0.5).astype(np.int64),
             means=means,
         )
+
+    @classmethod
+    def from_theta(cls, study: Study, grid: Grid, theta: NDArray[np.float64]) -> Scorecard:
+        """Return the card whose :attr:`theta` this is; its means are not known and 0.
+
+        Raises:
+            BadInput: a number is not finite or beyond every card, or the array does not fit the grid.
+        """
+        if theta.shape != (grid.width,) or not (np.abs(theta) <= _MAX_LOG_ODDS).all():
+            raise BadInput("theta", allowed=f"{grid.width} finite log-odds")
+        points = np.rint(-study.scale.factor * theta[: grid.size]).astype(np.int64)
+        bases = np.rint(study.scale.offset - study.scale.factor * theta[grid.size :]).astype(np.int64)
+        return cls(study=study, grid=grid, points=points, bases=bases, means=np.zeros(len(grid.features)))
 
     @property
     def theta(self) -> NDArray[np.float64]:
@@ -266,13 +280,13 @@ class Scorecard:
         average of all applicants.
         """
         width = points.shape[1]
-        fine = np.floor(self.means * _FINE + 0.5).astype(np.int64)
+        fine = np.floor(self.means * FINE + 0.5).astype(np.int64)
         # The difference in the high bits and the feature in the low ones: one partial sort does both.
-        keys = (points.astype(np.int64) * _FINE - fine) * _FINE + np.arange(width)
+        keys = (points.astype(np.int64) * FINE - fine) * FINE + np.arange(width)
         keys[low < 0] += _BEHIND
         count = min(REASONS, width)
         worst = np.sort(np.partition(keys, count - 1, axis=1)[:, :count], axis=1)
-        return np.where(worst < _BEHIND // 2, worst % _FINE, ABSENT).astype(np.int16)
+        return np.where(worst < _BEHIND // 2, worst % FINE, ABSENT).astype(np.int16)
 
     def _finished(
         self,
