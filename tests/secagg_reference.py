@@ -174,7 +174,7 @@ class Session:
         return 1 + self.names.index(name)
 
     def context(self, r: int, rounds: int, question: bytes, active: Sequence[str]) -> bytes:
-        require(r <= rounds < 2**32, "a round beyond the last")
+        require(0 <= rounds < 2**32, "no number of rounds")
         names = [name.encode() for name in sorted(active)]
         head = (b"assay/secagg-context/v1", self.id, u32(r), u32(rounds), digest(question))
         return digest(frame(*head, *names))

@@ -668,10 +668,10 @@ def test_a_context_that_is_no_hash_is_refused(five, context):
         five.members[FIVE[0]].sent(0, context)
 
 
-@pytest.mark.parametrize(("number", "rounds"), [(0, -1), (0, 1 << 32), (1, 0), (31, 30)])
+@pytest.mark.parametrize(("number", "rounds"), [(0, -1), (0, 1 << 32), (1, 1 << 40)])
 def test_a_number_of_rounds_that_does_not_fit_is_refused(five, number, rounds):
     for party in (five.tally, five.members[FIVE[0]]):
-        with refused(rf"rounds is {rounds}; allowed: {number}\.\."):
+        with refused(rf"rounds is {rounds}; allowed: 0\.\."):
             party.context(round=number, rounds=rounds, question=b"", active=FIVE)
         assert party.context(round=number, rounds=number, question=b"", active=FIVE)
 

@@ -24,7 +24,7 @@ from assay.client.records import Records
 from assay.client.release import Integers, NoisySum, release, require_released
 from assay.client.training import LocalTraining
 from assay.models.encoding import Grid
-from assay.models.label import counts_mechanism, gradient_mechanism, privacy_target
+from assay.models.label import mechanism_of, privacy_target
 from assay.models.study import Study, parse_study
 from assay.privacy.accounting import RunCost
 from assay.privacy.auditlog import AuditLog
@@ -35,6 +35,7 @@ from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
 from assay.privacy.messages import (
     DECLINE_CODES,
+    MODEL_VERSION,
     Accepted,
     Close,
     Closed,
@@ -57,6 +58,7 @@ __all__ = ["Holder", "decline_code"]
 
 Vector = NDArray[np.float64]
 _NO_THETA = np.zeros(0)  # counts are taken at no parameters
+_TALLIES = ("outcomes by log-odds", "audit counts")
 # Questions that say what the coordinator saw last of this holder.
 _SEEN = (Offer, Close, CountsRequest, GradientRequest, MaskRequest)
 
@@ -160,6 +162,12 @@ class Holder:
     def _accept(self, offer: Offer) -> Accepted:
         """Check policy and records, end abandoned runs, reserve the whole run; accepting spends nothing."""
         self._witness(offer)
+        if offer.version != MODEL_VERSION:
+            raise Refused(
+                f"the coordinator's version of models is {offer.version}; allowed: {MODEL_VERSION}, this"
+                " holder's. Install the same version of assay at both",
+                code="version",
+            )
         study = parse_study(offer.study, where="offered study")
         admit(study, self._policy)
         require_same_person(study, self._person)
@@ -175,7 +183,7 @@ class Holder:
         self._runs[offer.run] = _Run(study=study, training=training)
         if not self._books.audit.has("accepted", run=offer.run):
             self._books.audit.append("accepted", run=offer.run, study=study.digest)
-        return Accepted(run=offer.run, heads=self._books.heads())
+        return Accepted(run=offer.run, pattern=training.pattern, heads=self._books.heads())
 
     def _witness(self, question: Offer | Close) -> None:
         """Keep the coordinator's signature that it has seen this holder's heads.
@@ -218,7 +226,7 @@ class Holder:
         return release(
             self._books,
             wanted,
-            compute=self._computation(wanted, run.training, theta),
+            compute=self._computation(wanted, run.training, rounds, theta),
             build=lambda values: Release(
                 run=question.run,
                 round=number,
@@ -236,7 +244,7 @@ class Holder:
         return release(
             self._books,
             wanted,
-            compute=self._computation(wanted, run.training, question.theta),
+            compute=self._computation(wanted, run.training, question.rounds, question.theta),
             build=lambda values: self._aggregation.masked(
                 question, run.study, context=context, values=values, unit=wanted.mechanism.unit
             ),
@@ -252,7 +260,7 @@ class Holder:
         return self._aggregation.open(question, study, context=context)
 
     def _computation(
-        self, wanted: NoisySum, training: LocalTraining, theta: Vector
+        self, wanted: NoisySum, training: LocalTraining, rounds: int, theta: Vector
     ) -> Callable[[], Integers]:
         """Return what computes a release; call it once it is charged.
 
@@ -260,21 +268,23 @@ class Holder:
             BadInput: ``theta`` is no model of the study.
             Refused: the number of rounds is another than the run began with (``"changed"``).
         """
-        contributors = wanted.mechanism.contributors
-        if wanted.round == 0:
-            return lambda: training.counts(wanted.event, self._ledger.charged(wanted.run), contributors)
-        self._require_rounds(wanted)
-        training.require_model(theta)
-        return lambda: training.gradient(theta, wanted.event, self._ledger.charged(wanted.run), contributors)
+        if wanted.round:
+            self._require_rounds(wanted.run, rounds)
+            training.require_model(theta)
+        return lambda: training.noisy(
+            number=wanted.round,
+            rounds=rounds,
+            theta=theta,
+            mechanism=wanted.mechanism,
+            charged=self._ledger.charged(wanted.run),
+        )
 
-    def _require_rounds(self, wanted: NoisySum) -> None:
+    def _require_rounds(self, run: str, rounds: int) -> None:
         """Refuse another number of rounds than the run began with: all its gradients cost the same."""
-        charged = list(self._ledger.charged(wanted.run))
-        counts = RunCost.of(privacy_target(self._runs[wanted.run].study)).counts
-        if counts in charged:
-            charged.remove(counts)
-        if any(event != wanted.event for event in charged):
-            raise Refused(f"the number of rounds of run {wanted.run} was fixed by its first", code="changed")
+        cost = RunCost.of(privacy_target(self._runs[run].study))
+        allowed = (cost.counts, cost.gradient(rounds), cost.calibration, cost.audit)
+        if any(event not in allowed for event in self._ledger.charged(run)):
+            raise Refused(f"the number of rounds of run {run} was fixed by its first", code="changed")
 
     def _close(self, question: Close) -> Closed:
         self._witness(question)
@@ -332,14 +342,10 @@ class Holder:
 def _noisy_sum(
     study: Study, run: str, number: int, rounds: int, *, contributors: int = 1, question: str = ""
 ) -> NoisySum:
-    """Return what a round's release is: the counts in round 0, a gradient sum in the others."""
-    grid = Grid.of(study)
-    mechanism = (
-        gradient_mechanism(study, grid, rounds, contributors)
-        if number
-        else counts_mechanism(study, grid, contributors)
-    )
-    what = "clipped gradient sum" if number else "cell counts"
+    """Return what a round's release is."""
+    mechanism = mechanism_of(study, Grid.of(study), number=number, rounds=rounds, contributors=contributors)
+    after = max(0, number - rounds) if number else 0
+    what = _TALLIES[after - 1] if after else "clipped gradient sum" if number else "cell counts"
     return NoisySum(run=run, round=number, what=what, question=question, mechanism=mechanism)
 
 

@@ -36,6 +36,9 @@ class Records:
         absent: names of the features whose column this source does not have.
         ignored: columns of the source that the study does not use.
         too_old: how many rows were left out because their outcome is older than records are kept.
+        groups: fairness column -> group of each row as ``GroupColumn.codes`` gives it, int64 [N]; the columns
+            with groups that this source has.
+        patterns: int32 [N], which components each row has (``Grid.encode``); None: those with a column here.
     """
 
     columns: Mapping[str, NDArray[Any]] = field(repr=False)
@@ -44,11 +47,12 @@ class Records:
     absent: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     too_old: int = 0
+    groups: Mapping[str, NDArray[np.int64]] = field(default_factory=dict, repr=False)
+    patterns: NDArray[np.int32] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        lengths = {len(values) for values in (*self.columns.values(), self.labels)}
-        if self.persons is not None:
-            lengths.add(len(self.persons))
+        lengths = {len(each) for each in (*self.columns.values(), self.labels, *self.groups.values())}
+        lengths |= {len(each) for each in (self.persons, self.patterns) if each is not None}
         if not self.columns or len(lengths) != 1 or not self.rows:
             raise BadInput("records", allowed="at least one feature column, all of one length above 0")
         # The negation refuses NaN too.
@@ -72,9 +76,9 @@ def load_records(source: Source, study: Study, *, clock: Callable[[], float] = t
     """Read the columns that the study uses, and check them.
 
     A feature whose column is not there becomes missing; at least one must be there. The outcome and,
-    if the study names one, the person column must be there and hold a value in every row. Fairness
-    columns are not read. If the study says which column holds the date of the outcome, rows older than its
-    policy pack keeps records are left out.
+    if the study names one, the person column must be there and hold a value in every row. Of the
+    fairness columns those are read that the study declares groups of, for the audit. If the study says which
+    column holds the date of the outcome, rows older than its policy pack keeps records are left out.
 
     Args:
         source: where the records lie.
@@ -95,8 +99,11 @@ def load_records(source: Source, study: Study, *, clock: Callable[[], float] = t
         wanted[study.person] = "text"
     if study.outcome.observed is not None:
         source.require(study.outcome.observed)
-        wanted[study.outcome.observed] = "text"
+        wanted[study.outcome.observed] = "date"
+    audited = [column for column in study.fairness.audited if column.column in source.columns]
+    wanted |= {column.column: column.kind for column in audited}
     columns = source.read(wanted)
+    groups = {column.column: column.codes(columns.pop(column.column)) for column in audited}
     labels = columns.pop(study.outcome.column)
     rows = len(labels)
     kept = np.arange(rows)
@@ -109,6 +116,7 @@ def load_records(source: Source, study: Study, *, clock: Callable[[], float] = t
         persons = _person_codes(columns.pop(study.person), kept, study.person, source.where)
     return Records(
         columns=columns if len(kept) == rows else {name: values[kept] for name, values in columns.items()},
+        groups={name: codes[kept] for name, codes in groups.items()},
         labels=labels,
         persons=persons,
         too_old=rows - len(kept),

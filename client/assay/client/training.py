@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from assay.client.records import Records
 from assay.models.additive import MAX_LOG_ODDS, AdditiveClippedSum, ClippedCounts
 from assay.models.encoding import Grid
-from assay.models.label import counts_mechanism_of, gradient_mechanism_of, privacy_target
+from assay.models.label import privacy_target
 from assay.models.schema import Study
-from assay.privacy.accounting import Event
+from assay.models.tally import ClippedTally, tally_of
+from assay.privacy.accounting import TALLIES, Event
 from assay.privacy.errors import AssayError, BadInput
 from assay.privacy.mechanism import IntegerMechanism
 from assay.privacy.optimizer import ClippedSum, ExactAccountant, PrivateStep
@@ -33,82 +34,75 @@ class LocalTraining:
     def __init__(self, study: Study, records: Records) -> None:
         """Encode ``records`` on the study's grid."""
         grid = self._grid = Grid.of(study)
-        self._target = privacy_target(study)
+        self._study, self._target = study, privacy_target(study)
+        self.pattern = grid.pattern_of(records.columns)
+        encoded = grid.encode(records.columns, records.patterns)
         self._gradients = AdditiveClippedSum(
-            grid.encode(records.columns),
+            encoded,
             records.labels,
             records.persons,
             size=grid.size,
-            l2_clip_norm=grid.gradient_sensitivity,
+            patterns=grid.patterns,
+            l2_clip_norm=grid.sensitivity,
         )
+        self._counts = ClippedCounts(self._gradients, l2_clip_norm=grid.sensitivity)
+        self._tallies = {
+            number: ClippedTally(
+                tally_of(study, grid, number), encoded, records.labels, records.persons, records.groups
+            )
+            for number in range(1, TALLIES + 1)
+        }
         self._accountant = ExactAccountant()
         self._steps: dict[IntegerMechanism, PrivateStep] = {}
-        self._counts = ClippedCounts(self._gradients, l2_clip_norm=grid.counts_sensitivity)
-
-    @property
-    def counts_sensitivity(self) -> float:
-        """Most that one person changes the cell counts by, in Euclidean norm."""
-        return self._counts.l2_clip_norm
-
-    @property
-    def gradient_sensitivity(self) -> float:
-        """Most that one person changes a gradient sum by, in Euclidean norm."""
-        return self._gradients.l2_clip_norm
 
     def require_model(self, theta: Vector) -> None:
         """Refuse parameters that are no model of this study, before anything is charged for them.
 
         Raises:
-            BadInput: ``theta`` does not have one value per cell and an intercept, or one is too large.
+            BadInput: ``theta`` does not have one value per cell and pattern, or one is too large.
         """
-        if theta.shape != (self._grid.size + 1,):
-            raise BadInput("theta", value=theta.size, allowed=f"{self._grid.size + 1} values")
+        if theta.shape != (self._grid.width,):
+            raise BadInput("theta", value=theta.size, allowed=f"{self._grid.width} values")
         if not np.abs(theta).max() <= MAX_LOG_ODDS:
             raise BadInput("theta", allowed=f"log-odds within ±{MAX_LOG_ODDS:g}")
 
-    def counts_mechanism(self, event: Event, contributors: int) -> IntegerMechanism:
-        """Return how :meth:`counts` releases; ``contributors`` holders add up to the whole noise."""
-        return counts_mechanism_of(self._grid, event, contributors)
+    def summed(self, number: int, rounds: int) -> ClippedSum:
+        """Return what is summed in a round: counts, gradients, or one of the tallies."""
+        if number == 0:
+            return self._counts
+        return self._gradients if number <= rounds else self._tallies[number - rounds]
 
-    def gradient_mechanism(self, event: Event, contributors: int) -> IntegerMechanism:
-        """Return how :meth:`gradient` releases; ``contributors`` holders add up to the whole noise."""
-        return gradient_mechanism_of(self._grid, event, contributors)
-
-    def counts(self, event: Event, charged: Sequence[Event], contributors: int) -> Integers:
-        """Return the noisy cell counts in grid units, int64 ``[cells]``; see :meth:`_noisy`."""
-        mechanism = self.counts_mechanism(event, contributors)
-        return self._noisy(self._counts, np.zeros(self._grid.size), mechanism, event, charged)
-
-    def gradient(self, theta: Vector, event: Event, charged: Sequence[Event], contributors: int) -> Integers:
-        """Return the noisy clipped gradient sum at ``theta``, int64 ``[cells + 1]``; see :meth:`_noisy`."""
-        mechanism = self.gradient_mechanism(event, contributors)
-        return self._noisy(self._gradients, theta, mechanism, event, charged)
-
-    def _noisy(
+    def noisy(
         self,
-        clipped: ClippedSum,
+        *,
+        number: int,
+        rounds: int,
         theta: Vector,
         mechanism: IntegerMechanism,
-        event: Event,
         charged: Sequence[Event],
     ) -> Integers:
-        """Compute one release.
+        """Compute one release: int64 ``[mechanism.size]`` in grid units.
 
         Args:
-            clipped: the sum, with its sensitivity.
-            theta: where to take it.
-            mechanism: grid and noise, for that sensitivity and the noise of ``event``.
-            event: noise multiplier of this release, that of the sum over all holders.
+            number: the round.
+            rounds: gradient rounds of the run.
+            theta: where the sum is taken; not looked at in round 0.
+            mechanism: grid and noise, of this holder's share.
             charged: everything the ledger has charged for this run, this release included.
 
         Raises:
-            AssayError: what was charged and what Opacus counted together exceed the study's promise.
+            AssayError: the mechanism is of another sensitivity than the sum has; or what was charged and
+                what Opacus counted together exceed the study's promise.
         """
+        clipped, event = self.summed(number, rounds), Event(noise_multiplier=mechanism.noise_multiplier)
+        if clipped.l2_clip_norm != mechanism.l2_clip_norm:
+            raise AssayError("the noise is for another sensitivity than the sum has; nothing is released")
         before = list(charged)
         before.remove(event)
         history = [(earlier.noise_multiplier, earlier.sample_rate, earlier.steps) for earlier in before]
         self._accountant.load_state_dict({"history": history, "mechanism": self._accountant.mechanism()})
-        noisy = self._step(mechanism).release(clipped, theta)
+        where = np.zeros(mechanism.size) if number == 0 else theta
+        noisy = self._step(mechanism).release(clipped, where)
         # Checked after the step and before anything leaves: the accountant has the last word.
         if not self._accountant.get_epsilon(self._target.delta) <= self._target.epsilon:
             raise AssayError("the accountant counts more than the study promises; nothing is released")

@@ -2,8 +2,8 @@
 
 The model is one table: the logit of a row is the sum of the cells it lies in, plus the intercept of its
 pattern (the set of components that it has); a component that is absent adds nothing. Its gradient for one
-row is ``r * x`` with the residual ``r = sigmoid(logit) - label`` and the design row ``x`` (hat weights and a 1
-for the pattern), so that the gradient's norm is ``|r| * |x|`` and ``|x|`` can be computed once.
+row is ``r * x`` with the residual ``r = sigmoid(logit) - label`` and the design row ``x`` (hat weights and a
+1 for the pattern), so that the gradient's norm is ``|r| * |x|`` and ``|x|`` can be computed once.
 :class:`AdditiveClippedSum` uses that; Opacus' per-sample gradients of :class:`AdditiveModel` are the oracle
 it is tested against.
 """
@@ -26,18 +26,22 @@ from assay.models.encoding import ABSENT, Encoded
 from assay.privacy.errors import BadInput
 
 __all__ = [
+    "MARGIN",
     "MAX_LOG_ODDS",
     "AdditiveClippedSum",
     "AdditiveModel",
     "ClippedCounts",
     "MinibatchClippedSum",
+    "checked_labels",
+    "grouped",
+    "person_norms",
 ]
 
 MAX_LOG_ODDS = 1e6  # of one cell: far beyond any model, and a sum of them is still finite
 _BLOCK = 8192  # rows worked on at a time: one block of the design matrix stays in the processor's cache
 # Contributions are cut slightly below the bound, so that rounding in float64 (relative 1e-16 per addition,
 # 1e-9 over ten million rows) or float32 (1e-7 per factor) cannot carry a person over it.
-_MARGIN = 1e-6
+MARGIN = 1e-6
 
 
 class AdditiveModel(nn.Module):
@@ -169,9 +173,9 @@ class AdditiveClippedSum:
         if not 0 < l2_clip_norm < np.inf:
             raise BadInput("l2_clip_norm", value=l2_clip_norm, allowed="a positive finite number")
         self.l2_clip_norm, self.width = float(l2_clip_norm), size + patterns
-        targets = _checked_labels(labels, len(encoded))
+        targets = checked_labels(labels, len(encoded))
         _check_encoded(encoded, size, patterns)
-        order, starts = _grouped(persons, len(encoded))
+        order, starts = grouped(persons, len(encoded))
         self.persons = len(starts) - 1
         self._blocks = [
             _block(encoded.rows(rows), targets[rows], own, size, patterns)
@@ -199,8 +203,8 @@ class AdditiveClippedSum:
         if block.starts is None:
             norms = np.abs(residuals) * block.norms
         else:
-            norms = _person_norms(block.design, block.starts, residuals)
-        limit = self.l2_clip_norm * (1 - _MARGIN)
+            norms = person_norms(block.design, block.starts, residuals)
+        limit = self.l2_clip_norm * (1 - MARGIN)
         scales = limit / np.maximum(norms, limit)
         if not (norms * scales <= self.l2_clip_norm).all():
             raise BadInput("gradient", allowed="a norm within the bound after clipping")
@@ -233,12 +237,12 @@ class ClippedCounts:
     def __call__(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the counts, float64 [width]; they do not depend on ``theta``."""
         out = np.zeros(self.width, dtype=np.float64)
-        limit = self.l2_clip_norm * (1 - _MARGIN)
+        limit = self.l2_clip_norm * (1 - MARGIN)
         for block in self._blocks:
             if block.starts is None:
                 out += block.design.T @ (limit / np.maximum(block.norms, limit))
             else:
-                norms = _person_norms(block.design, block.starts, np.ones(len(block.labels)))
+                norms = person_norms(block.design, block.starts, np.ones(len(block.labels)))
                 scales = limit / np.maximum(norms, limit)
                 out += block.design.T @ np.repeat(scales, np.diff(block.starts))
         return out
@@ -255,7 +259,7 @@ class MinibatchClippedSum:
         """Keep the records as tensors; arguments as for :class:`AdditiveClippedSum`."""
         if not 0 < l2_clip_norm < np.inf:
             raise BadInput("l2_clip_norm", value=l2_clip_norm, allowed="a positive finite number")
-        targets = _checked_labels(labels, len(encoded))
+        targets = checked_labels(labels, len(encoded))
         _check_encoded(encoded, size, 1)
         if (encoded.low < 0).any():
             raise BadInput("cells", allowed="a cell of every feature: batches know no absent components")
@@ -286,7 +290,7 @@ class MinibatchClippedSum:
         residuals = torch.sigmoid_(between.view(-1, features).sum(dim=1).add_(bias))
         residuals.sub_(self._labels.index_select(0, rows))
         norms = self._norms.index_select(0, rows).mul_(residuals.abs())
-        limit = self.l2_clip_norm * (1 - _MARGIN)
+        limit = self.l2_clip_norm * (1 - MARGIN)
         residuals.mul_(limit / norms.clamp(min=limit))
         if not bool(torch.isfinite(residuals).all()):
             raise BadInput("parameters", allowed="finite numbers")
@@ -298,7 +302,12 @@ class MinibatchClippedSum:
         return whole, residuals.sum().unsqueeze(0)
 
 
-def _checked_labels(labels: ArrayLike, rows: int) -> NDArray[np.float64]:
+def checked_labels(labels: ArrayLike, rows: int) -> NDArray[np.float64]:
+    """Return the labels as float64 [rows].
+
+    Raises:
+        BadInput: they are not one 0 or 1 per row, or there is no row.
+    """
     targets = np.asarray(labels, dtype=np.float64)
     if rows == 0 or targets.shape != (rows,) or not np.isin(targets, (0.0, 1.0)).all():
         raise BadInput("labels", allowed="one 0 or 1 per row, at least one row")
@@ -320,7 +329,7 @@ def _check_encoded(encoded: Encoded, size: int, patterns: int) -> None:
         raise BadInput("cells", allowed="each feature's own cells, in study order")
 
 
-def _grouped(persons: ArrayLike | None, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def grouped(persons: ArrayLike | None, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return an order of the rows in which a person's rows are neighbours, and where each person starts.
 
     Persons of one row come first: whole blocks of them take the closed form.
@@ -383,7 +392,7 @@ def _design_norms(encoded: Encoded) -> NDArray[np.float64]:
     return np.asarray(np.sqrt(squares.sum(axis=1) + 1), dtype=np.float64)
 
 
-def _person_norms(
+def person_norms(
     design: Any, starts: NDArray[np.int64], residuals: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Norm of each person's summed gradient, float64 [persons]."""

@@ -4,11 +4,14 @@ A bundle is a zip without compression, so that its bytes are determined by its c
 when unpacked::
 
     study.toml           the study's source text
-    scorecard.json       points, base, bands, baselines of the reasons
-    weights.safetensors  "theta", float64: log-odds of bad per cell, bias last
+    scorecard.json       points, bases, bands, baselines of the reasons
+    weights.safetensors  "theta", float64: log-odds of bad per cell, then per pattern of components
     label.json           what the privacy guarantee says
-    metrics.json         how good the model is, where that may be told; {} otherwise
-    provenance.json      created, expires (seconds since 1970), purpose, contexts, study digest, signer
+    audit.json           what the last, noisy release says of the card: ranking, calibration, groups
+    baseline.json        noisy counts of cells and scores at training, to tell later how the population moved
+    metrics.json         measured on held-out records, in a simulation; {} otherwise
+    provenance.json      created, expires (seconds since 1970), purpose, contexts, study digest, signer, and
+                         why the model is held: reasons that it must not be used, normally none
     manifest.json        SHA-256 of every member above
     signature            64 bytes: Ed25519 over manifest.json, context "bundle"
 
@@ -46,6 +49,8 @@ _CONTENT = (
     "scorecard.json",
     "weights.safetensors",
     "label.json",
+    "audit.json",
+    "baseline.json",
     "metrics.json",
     "provenance.json",
 )
@@ -58,12 +63,15 @@ class Bundle:
 
     Attributes:
         study: what was trained.
-        theta: float64 [cells + 1], the model.
+        theta: float64 [width], the model.
         scorecard: the points.
         label: the privacy label.
+        audit: see :func:`assay.models.audit.audit_of`; empty where there was none.
+        baseline: ``counts`` (by cell and pattern), ``scores`` (by score bin) and the noise in each.
         metrics: measured quality, possibly empty.
         created: seconds since 1970.
         expires: seconds since 1970.
+        held: why the model is not promoted, in words; empty where it is.
         signer: the Ed25519 public key, 32 bytes.
         digest: SHA-256 of the file, 64 hexadecimal digits.
     """
@@ -72,9 +80,12 @@ class Bundle:
     theta: NDArray[np.float64] = field(repr=False)
     scorecard: Scorecard = field(repr=False)
     label: Mapping[str, Any] = field(repr=False)
+    audit: Mapping[str, Any] = field(repr=False)
+    baseline: Mapping[str, Any] = field(repr=False)
     metrics: Mapping[str, Any] = field(repr=False)
     created: float
     expires: float
+    held: tuple[str, ...]
     signer: bytes
     digest: str
 
@@ -92,6 +103,19 @@ class Bundle:
         if not now < self.expires:
             raise Refused("the bundle has expired; train the study again", code="expired")
 
+    def require_promoted(self) -> None:
+        """Refuse a model that a gate of its study holds back.
+
+        Raises:
+            Refused: code ``"held"``.
+        """
+        if self.held:
+            raise Refused(
+                f"the model is held back and must not be used: {'; '.join(self.held)}. Change the study or"
+                " the records and train again",
+                code="held",
+            )
+
 
 def write_bundle(
     path: Path,
@@ -100,10 +124,13 @@ def write_bundle(
     theta: NDArray[np.float64],
     scorecard: Scorecard,
     label: Mapping[str, Any],
-    metrics: Mapping[str, Any],
     identity: Identity,
     created: float,
     expires: float,
+    audit: Mapping[str, Any] | None = None,
+    baseline: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    held: tuple[str, ...] = (),
 ) -> None:
     """Sign and write a bundle, whole or not at all. Equal arguments give equal bytes.
 
@@ -122,13 +149,16 @@ def write_bundle(
         "study": study.digest,
         "signer": identity.public.hex(),
         "fingerprint": identity.fingerprint,
+        "held": list(held),
     }
     members = {
         "study.toml": study.text.encode("utf-8"),
         "scorecard.json": canonical_json(scorecard.to_json()),
         "weights.safetensors": save({"theta": np.ascontiguousarray(theta, dtype="<f8")}),
         "label.json": canonical_json(dict(label)),
-        "metrics.json": canonical_json(dict(metrics)),
+        "audit.json": canonical_json(dict(audit or {})),
+        "baseline.json": canonical_json(dict(baseline or {})),
+        "metrics.json": canonical_json(dict(metrics or {})),
         "provenance.json": canonical_json(provenance),
     }
     members["manifest.json"] = _manifest(members)
@@ -162,7 +192,10 @@ def read_bundle(path: Path) -> Bundle:
         theta=theta,
         scorecard=scorecard,
         label=_json(members, "label.json", path),
+        audit=_json(members, "audit.json", path),
+        baseline=_json(members, "baseline.json", path),
         metrics=_json(members, "metrics.json", path),
+        held=tuple(provenance["held"]),
         created=float(provenance["created"]),
         expires=float(provenance["expires"]),
         signer=signer,
@@ -173,13 +206,13 @@ def read_bundle(path: Path) -> Bundle:
 def _check_model(study: Study, theta: NDArray[np.float64], scorecard: Scorecard) -> None:
     if scorecard.study.digest != study.digest:
         raise BadInput("scorecard", allowed="the scorecard of the study beside it")
-    if theta.shape != (scorecard.grid.size + 1,) or not np.isfinite(theta).all():
-        raise BadInput("theta", allowed=f"{scorecard.grid.size + 1} finite numbers")
+    if theta.shape != (scorecard.grid.width,) or not np.isfinite(theta).all():
+        raise BadInput("theta", allowed=f"{scorecard.grid.width} finite numbers")
 
 
 def _manifest(members: Mapping[str, bytes]) -> bytes:
     digests = {name: hashlib.sha256(members[name]).hexdigest() for name in _CONTENT}
-    return canonical_json({"format": "assay bundle", "members": digests, "version": 1})
+    return canonical_json({"format": "assay bundle", "members": digests, "version": 2})
 
 
 def _zipped(members: Mapping[str, bytes]) -> bytes:
@@ -284,6 +317,8 @@ def _check_provenance(provenance: Mapping[str, Any], study: Study, signer: bytes
         "fingerprint": fingerprint(signer),
     }
     times = [provenance.get("created"), provenance.get("expires")]
+    held = provenance.get("held")
     same = all(provenance.get(key) == value for key, value in wanted.items())
+    same = same and isinstance(held, list) and all(isinstance(reason, str) for reason in held)
     if not same or not all(type(time) is float for time in times) or not times[0] < times[1]:  # type: ignore[operator]
         raise Tampered(f"{where}: member 'provenance.json' does not match the study and the signer")

@@ -11,16 +11,14 @@ from typing import Any
 
 from assay.models.encoding import Grid
 from assay.models.schema import Study
+from assay.models.tally import Tally, tally_of
 from assay.privacy.accounting import Event, PrivacyTarget, RunCost, epsilon_of, epsilon_of_mu
 from assay.privacy.mechanism import IntegerMechanism
 
 __all__ = [
-    "counts_mechanism",
-    "counts_mechanism_of",
     "epsilon_of_share",
-    "gradient_mechanism",
-    "gradient_mechanism_of",
     "label_in_words",
+    "mechanism_of",
     "privacy_label",
     "privacy_target",
 ]
@@ -54,32 +52,30 @@ def privacy_target(study: Study) -> PrivacyTarget:
     )
 
 
-def counts_mechanism(study: Study, grid: Grid, contributors: int = 1) -> IntegerMechanism:
-    """Return the mechanism of a run's noisy cell counts, the same at holders and coordinator."""
-    return counts_mechanism_of(grid, RunCost.of(privacy_target(study)).counts, contributors)
+def mechanism_of(
+    study: Study, grid: Grid, *, number: int, rounds: int, contributors: int = 1
+) -> IntegerMechanism:
+    """Return the mechanism of one round's release, the same at holders and coordinator.
 
+    Args:
+        study: the study.
+        grid: its cells.
+        number: 0 for counts, 1 to ``rounds`` for gradients, then calibration and audit.
+        rounds: gradient rounds of the run; not looked at in round 0.
+        contributors: holders whose shares add up to the whole noise.
 
-def gradient_mechanism(study: Study, grid: Grid, rounds: int, contributors: int = 1) -> IntegerMechanism:
-    """Return the mechanism of one of ``rounds`` gradient rounds, the same at holders and coordinator."""
-    return gradient_mechanism_of(grid, RunCost.of(privacy_target(study)).gradient(rounds), contributors)
-
-
-def counts_mechanism_of(grid: Grid, event: Event, contributors: int) -> IntegerMechanism:
-    """Return the mechanism of cell counts on ``grid`` that cost ``event``."""
+    Raises:
+        BadInput: a number is out of range.
+    """
+    event = RunCost.of(privacy_target(study)).event(number, rounds)
+    size, sensitivity = grid.width, grid.sensitivity
+    if number > rounds and number > 0:
+        tally: Tally = tally_of(study, grid, number - rounds)
+        size, sensitivity = tally.size, tally.sensitivity
     return IntegerMechanism(
-        l2_clip_norm=grid.counts_sensitivity,
+        l2_clip_norm=sensitivity,
         noise_multiplier=event.noise_multiplier,
-        size=grid.size,
-        contributors=contributors,
-    )
-
-
-def gradient_mechanism_of(grid: Grid, event: Event, contributors: int) -> IntegerMechanism:
-    """Return the mechanism of a gradient sum on ``grid``, intercept last, that costs ``event``."""
-    return IntegerMechanism(
-        l2_clip_norm=grid.gradient_sensitivity,
-        noise_multiplier=event.noise_multiplier,
-        size=grid.size + 1,
+        size=size,
         contributors=contributors,
     )
 
@@ -122,17 +118,17 @@ def privacy_label(study: Study, *, rounds: int, holders: int) -> dict[str, Any]:
         " system's entropy, on a public grid",
         "releases": [
             _release(
-                "noisy counts of the public cells",
-                1,
-                counts_mechanism_of(grid, cost.counts, contributors),
+                what,
+                times,
+                mechanism_of(study, grid, number=number, rounds=rounds, contributors=contributors),
                 target,
-            ),
-            _release(
-                "noisy clipped gradient sum, one full pass over the records",
-                rounds,
-                gradient_mechanism_of(grid, cost.gradient(rounds), contributors),
-                target,
-            ),
+            )
+            for what, times, number in (
+                ("noisy counts of the public cells", 1, 0),
+                ("noisy clipped gradient sum, one full pass over the records", rounds, 1),
+                ("noisy histogram of outcomes by predicted log-odds", 1, rounds + 1),
+                ("noisy counts for the audit of the scorecard", 1, rounds + 2),
+            )
         ],
         "not_covered": [*(NOT_COVERED_BY_SUMS if summed else ()), *NOT_COVERED],
     }

@@ -38,7 +38,7 @@ def plan_run(study: Study, *, holders: int, rows: int) -> dict[str, Any]:
     # Late, so that other commands do not wait for what only a plan needs.
     from assay.models.encoding import Grid
     from assay.models.fitting import default_rounds
-    from assay.models.label import gradient_mechanism, privacy_label, privacy_target
+    from assay.models.label import mechanism_of, privacy_label, privacy_target
 
     if not 1 <= holders <= MAX_HOLDERS:
         raise BadInput("--holders", value=holders, allowed=f"1 to {MAX_HOLDERS}")
@@ -51,7 +51,7 @@ def plan_run(study: Study, *, holders: int, rows: int) -> dict[str, Any]:
     # One noise in the sum of all holders, or one noise from each of them.
     noises = 1 if summed else holders
     rounds = study.training.rounds or default_rounds(epsilon=target.epsilon, persons=persons, holders=noises)
-    gradient = gradient_mechanism(study, grid, rounds, contributors)
+    gradient = mechanism_of(study, grid, number=1, rounds=rounds, contributors=contributors)
     noise = gradient.std * math.sqrt(holders / contributors) / persons
     label = privacy_label(study, rounds=rounds, holders=holders)
     outlook = "good" if noise <= _COMFORTABLE else "weak" if noise <= _HOPELESS else "hopeless"
@@ -63,7 +63,8 @@ def plan_run(study: Study, *, holders: int, rows: int) -> dict[str, Any]:
         "holders": holders,
         "rows": rows,
         "rounds": rounds,
-        "cells": grid.size,
+        "cells": grid.width,
+        "audited": sum(release["values"] for release in label["releases"][2:]),
         "sensitivity": gradient.l2_clip_norm,
         "noise_multiplier": gradient.noise_multiplier,
         "counts_noise_multiplier": label["releases"][0]["noise_multiplier"],
@@ -106,8 +107,8 @@ def _words(plan: dict[str, Any]) -> str:
     return (
         f"{plan['study']}: epsilon {plan['epsilon']:g} at delta {plan['delta']:g}, "
         f"{plan['holders']} holder(s) of about {plan['rows']:,} persons, trust {plan['trust']}\n"
-        f"  rounds            {rounds}, plus one release of noisy counts\n"
-        f"  released          {cells} + {rounds} x {cells + 1} noisy integers {seen}\n"
+        f"  rounds            {rounds}, plus noisy counts before and two audits of the result after\n"
+        f"  released          {rounds + 1} x {cells} + {plan['audited']} noisy integers {seen}\n"
         f"  noise multiplier  {plan['noise_multiplier']:.4g} (counts {plan['counts_noise_multiplier']:.4g}),"
         f" sensitivity {plan['sensitivity']:.4g}\n"
         f"  cost              epsilon {plan['epsilon_per_holder']:.6g} in each holder's ledger{left}\n"

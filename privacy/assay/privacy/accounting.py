@@ -35,6 +35,7 @@ from assay.privacy.errors import BadInput
 
 __all__ = [
     "COUNTS_SHARE",
+    "TALLIES",
     "Event",
     "PrivacyTarget",
     "RunCost",
@@ -47,7 +48,14 @@ __all__ = [
 ]
 
 COUNTS_SHARE = 0.1
-"""Share of a run's mu^2 that pays for the noisy counts of round 0; the gradients get the rest."""
+"""Share of a run's mu^2 that pays for the noisy counts of round 0."""
+CALIBRATION_SHARE = 0.03
+"""Share that pays for the histogram of outcomes by predicted log-odds, after the gradients."""
+AUDIT_SHARE = 0.07
+"""Share that pays for the last release, what is known of the finished scorecard; the gradients get the rest."""
+
+TALLIES = 2
+"""Rounds after the gradients: calibration and audit."""
 
 MAX_EPSILON = 1000.0
 # One person in a million is the customary ceiling; ten times that is the loosest that is computed with.
@@ -336,8 +344,9 @@ class PrivacyTarget:
 class RunCost:
     """What one holder's releases in one run cost, whatever number of rounds is chosen later.
 
-    Round 0 (noisy counts) takes ``COUNTS_SHARE`` of mu^2; rounds 1..T share the rest equally. Because
-    T only divides the rest, it may be chosen after round 0 without changing what was reserved.
+    Round 0 (noisy counts), round T+1 (calibration) and round T+2 (audit) take fixed shares of mu^2; rounds
+    1..T share the rest equally. Because T only divides the rest, it may be chosen after round 0 without
+    changing what was reserved.
 
     Attributes:
         target: the promise.
@@ -360,6 +369,30 @@ class RunCost:
         """The one release of round 0."""
         return Event(noise_multiplier=_noise_multiplier(self.mu2 * COUNTS_SHARE))
 
+    @property
+    def calibration(self) -> Event:
+        """The one release of round T+1."""
+        return Event(noise_multiplier=_noise_multiplier(self.mu2 * CALIBRATION_SHARE))
+
+    @property
+    def audit(self) -> Event:
+        """The one release of round T+2."""
+        return Event(noise_multiplier=_noise_multiplier(self.mu2 * AUDIT_SHARE))
+
+    def event(self, number: int, rounds: int) -> Event:
+        """Return the release of round ``number`` in a run of ``rounds`` gradient rounds.
+
+        Raises:
+            BadInput: ``number`` is not 0 to ``rounds`` + 2, or ``rounds`` is outside its range.
+        """
+        if number == 0:
+            return self.counts
+        gradient = self.gradient(rounds)
+        _require(number <= rounds + TALLIES, "round", number, f"0 to {rounds + TALLIES}")
+        if number <= rounds:
+            return gradient
+        return self.calibration if number == rounds + 1 else self.audit
+
     def gradient(self, rounds: int) -> Event:
         """Return the release of one gradient round out of ``rounds`` (1 to 1000).
 
@@ -368,12 +401,14 @@ class RunCost:
         """
         whole = isinstance(rounds, int) and not isinstance(rounds, bool)
         _require(whole and 1 <= rounds <= MAX_ROUNDS, "rounds", rounds, f"a whole number, 1 to {MAX_ROUNDS}")
-        return Event(noise_multiplier=_noise_multiplier(self.mu2 * (1 - COUNTS_SHARE) / rounds))
+        rest = 1 - COUNTS_SHARE - CALIBRATION_SHARE - AUDIT_SHARE
+        return Event(noise_multiplier=_noise_multiplier(self.mu2 * rest / rounds))
 
-    def total(self, rounds: int) -> tuple[Event, Event]:
+    def total(self, rounds: int) -> tuple[Event, ...]:
         """Return all releases of a run of ``rounds`` gradient rounds; together they cost at most mu2."""
         one = self.gradient(rounds)
-        return self.counts, Event(noise_multiplier=one.noise_multiplier, steps=rounds)
+        steps = Event(noise_multiplier=one.noise_multiplier, steps=rounds)
+        return self.counts, steps, self.calibration, self.audit
 
 
 def _noise_multiplier(mu2: float) -> float:

@@ -251,7 +251,7 @@ class Cohort:
 
         Args:
             round: of the run; one that this session serves.
-            rounds: of the run, at least ``round``; Assay takes 0 with round 0.
+            rounds: gradient rounds of the run, below 2^32; Assay takes 0 with round 0.
             question: what identifies the question; Assay takes SHA-256 over the bytes of theta.
             active: names of the holders that are asked, in any order.
 
@@ -259,12 +259,12 @@ class Cohort:
             32 bytes.
 
         Raises:
-            Refused: another session serves the round, it is beyond the last, or the active holders are too
-                few, unknown or repeated (``"aggregation"``).
+            Refused: another session serves the round, ``rounds`` is out of range, or the active holders are
+                too few, unknown or repeated (``"aggregation"``).
         """
         self.terms.slot(round)
-        if not round <= rounds < 1 << 32:
-            raise refuse(f"rounds is {rounds}; allowed: {round}..2^32-1")
+        if not 0 <= rounds < 1 << 32:
+            raise refuse(f"rounds is {rounds}; allowed: 0..2^32-1")
         names = (name.encode() for name in self.roll(active, "active holders"))
         hashed = hashlib.sha256(question).digest()
         whole = framed(b"assay/secagg-context/v1", self.session_id, u32(round), u32(rounds), hashed, *names)

@@ -26,6 +26,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.privacy.accounting import TALLIES
 from assay.privacy.cohort import MAX_HOLDERS
 from assay.privacy.errors import BadInput
 from assay.privacy.heads import Heads
@@ -35,6 +36,7 @@ from assay.privacy.names import check_holder_name
 __all__ = [
     "DECLINE_CODES",
     "MAX_ROUNDS",
+    "MODEL_VERSION",
     "MESSAGES",
     "Accepted",
     "Close",
@@ -63,6 +65,10 @@ __all__ = [
 MAX_STUDY_BYTES = 1 << 19
 MAX_ROUNDS = 1000
 MAX_SESSION = 1000
+MODEL_VERSION = 2
+"""Changes with what is summed: the layout of cells, patterns and tallies, their rounds and their noise."""
+# Rounds of two tallies follow those of the gradients.
+_LAST_ROUND = MAX_ROUNDS + TALLIES
 # A released integer stays below 2^53, so that float64 arithmetic on it is exact.
 MAX_RELEASED = 1 << 53
 _RUN = re.compile(r"[0-9a-f]{32}")
@@ -72,6 +78,7 @@ DECLINE_CODES = frozenset(
     {
         *(f"D0{number}" for number in range(1, 9)),  # refused purposes and inputs of every study
         *("purpose", "components", "epsilon", "delta", "trust", "model", "person", "later"),  # its policy
+        "version",  # of what is summed
         *("budget", "closed", "changed", "unknown", "ledger"),  # its ledger
         *("holders", "aggregation"),  # the other holders of the run, and what they sent
         *("data", "invalid"),
@@ -136,14 +143,14 @@ class _Round(_Session):
     """Fields shared by the messages of one round of secure aggregation.
 
     Attributes:
-        round: 0 for counts, 1.. for gradients.
+        round: 0 for counts, 1.. for gradients and tallies.
     """
 
     round: int
 
     def _check(self) -> None:
         super()._check()
-        need(is_whole(self.round) and 0 <= self.round <= MAX_ROUNDS, "round", f"0..{MAX_ROUNDS}")
+        need(is_whole(self.round) and 0 <= self.round <= _LAST_ROUND, "round", f"0..{_LAST_ROUND}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +159,14 @@ class Offer(_Message):
 
     Attributes:
         study: the text of the study file.
+        version: the coordinator's :data:`MODEL_VERSION`; a holder with another one declines at once.
         heads: where the coordinator last saw this holder's ledger and log, as ``Heads.text``; empty: never.
         countersignature: its signature of these heads, 128 hexadecimal digits; empty where they are.
     """
 
     kind: ClassVar[str] = "offer"
     study: str
+    version: int = MODEL_VERSION
     heads: str = ""
     countersignature: str = ""
 
@@ -166,6 +175,7 @@ class Offer(_Message):
         size = len(self.study.encode("utf-8", errors="ignore")) if isinstance(self.study, str) else 0
         need(0 < size <= MAX_STUDY_BYTES, "study", "1 byte to 512 KiB")
         need(not _SURROGATE.search(self.study), "study", "text that UTF-8 can carry")
+        need(is_whole(self.version) and 0 <= self.version < 1 << 31, "version", "a whole number")
         _check_countersigned(self.heads, self.countersignature)
 
 
@@ -174,13 +184,18 @@ class Accepted(_Message):
     """Holder to coordinator: the policy allows the study and the budget is reserved.
 
     Attributes:
+        pattern: which of the study's components the holder has, as bits in the order of
+            ``assay.models.schema.COMPONENTS``, the study's first one lowest; it depends on columns, not on
+            records.
         heads: where the holder's ledger and log stand now.
     """
 
     kind: ClassVar[str] = "accepted"
+    pattern: int
     heads: str = ""
 
     def _check(self) -> None:
+        need(is_whole(self.pattern) and 1 <= self.pattern <= 31, "pattern", "1..31")
         _check_heads(self.heads)
 
 
@@ -222,10 +237,10 @@ class CountsRequest(_Message):
 
 @dataclass(frozen=True, kw_only=True)
 class GradientRequest(_Message):
-    """Coordinator to holder, local trust: release one noisy clipped gradient sum at ``theta``.
+    """Coordinator to holder, local trust: release one noisy clipped sum at ``theta``.
 
     Attributes:
-        round: 1..rounds.
+        round: 1..rounds for gradients, rounds + 1 for calibration, rounds + 2 for the audit.
         rounds: number of gradient rounds of the run, 1..1000; fixed for the run by its first round.
         theta: float64, the parameters of the public model, finite.
         heads: as in :class:`Offer`.
@@ -240,7 +255,7 @@ class GradientRequest(_Message):
 
     def _check(self) -> None:
         need(is_whole(self.rounds) and 1 <= self.rounds <= MAX_ROUNDS, "rounds", f"1..{MAX_ROUNDS}")
-        need(is_whole(self.round) and 1 <= self.round <= self.rounds, "round", "1..rounds")
+        need(is_whole(self.round) and 1 <= self.round <= self.rounds + TALLIES, "round", "1..rounds + 2")
         need(bool(np.isfinite(self.theta).all()), "theta", "finite numbers")
         _check_heads(self.heads)
 
@@ -250,7 +265,7 @@ class Release(_Message):
     """Holder to coordinator, local trust: a sum that holds the holder's full noise.
 
     Attributes:
-        round: 0 for counts, 1.. for gradients.
+        round: 0 for counts, 1.. for gradients and tallies.
         unit: what one integer stands for; public, equal at all holders.
         values: int64; the clipped sum in units, rounded, plus discrete Gaussian noise.
         heads: as in :class:`Accepted`.
@@ -264,7 +279,7 @@ class Release(_Message):
     heads: str = ""
 
     def _check(self) -> None:
-        need(is_whole(self.round) and 0 <= self.round <= MAX_ROUNDS, "round", f"0..{MAX_ROUNDS}")
+        need(is_whole(self.round) and 0 <= self.round <= _LAST_ROUND, "round", f"0..{_LAST_ROUND}")
         _check_unit(self.unit)
         inside = (self.values > -MAX_RELEASED) & (self.values < MAX_RELEASED)
         need(bool(inside.all()), "values", "integers between -2^53 and 2^53")
@@ -525,7 +540,8 @@ Message = (
 def _check_rounds(number: int, rounds: object) -> None:
     """Refuse a number of rounds that does not go with the number of the round: it is 0 while that is."""
     need(is_whole(rounds) and 0 <= rounds <= MAX_ROUNDS, "rounds", f"0..{MAX_ROUNDS}")  # type: ignore[operator]
-    need(number <= rounds and (number > 0 or rounds == 0), "round", "0, or 1..rounds")  # type: ignore[operator]
+    after = rounds + TALLIES  # type: ignore[operator]
+    need(number <= after and (number == 0) == (rounds == 0), "round", "0, or 1..rounds + 2")
 
 
 def _check_unit(unit: object) -> None:

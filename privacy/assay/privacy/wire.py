@@ -25,7 +25,7 @@ from assay.privacy.messages import MESSAGES, Message, WireError, is_whole, need
 
 __all__ = ["MAX_FRAME_BYTES", "Frame", "open_frame", "seal"]
 
-MAGIC = b"ASSAY1"
+MAGIC = b"ASSAY2"
 MAX_FRAME_BYTES = 8 << 20
 # JSON escapes make at most three bytes of one: a study of the largest size still fits.
 MAX_HEADER_BYTES = 1 << 21
@@ -101,7 +101,7 @@ def open_frame(data: bytes, frame: Frame, public_key: bytes) -> Message:
     )
     signed, signature = data[:-SIGNATURE_BYTES], data[-SIGNATURE_BYTES:]
     verify(public_key, "frame", signed, signature, what=f"message from {frame.sender}")
-    need(signed[:6] == MAGIC, "magic", "ASSAY1")
+    need(signed[:6] == MAGIC, "magic", "ASSAY2")
     length = int.from_bytes(signed[6:10], "big")
     need(length <= min(MAX_HEADER_BYTES, len(signed) - 10), "header length", "inside the message")
     header = _parse_header(signed[10 : 10 + length])

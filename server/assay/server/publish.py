@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from assay.models.bundle import write_bundle
 from assay.models.encoding import Grid
 from assay.models.label import privacy_label
 from assay.models.schema import Study
-from assay.models.scorecard import Scorecard
 from assay.privacy.keys import Identity
 from assay.server.rounds import Trained
 
@@ -42,25 +42,49 @@ def publish(
         trained: what the run gave; all of it was released with its noise.
         identity: the coordinator's signing key.
         created: seconds since 1970.
-        metrics: measured on records that may be used for it, as in a simulation. None in a live run: a
-            coordinator holds no records, and metrics of the holders' records would have to be paid for.
+        metrics: measured on held-out records, as in a simulation. None in a live run: a coordinator holds no
+            records, and the audit that was paid for is all that it knows.
 
     Returns:
-        The privacy label in the bundle.
+        The privacy label in the bundle, and under ``held`` why it must not be used, normally nothing.
     """
-    card = Scorecard.of(study, Grid.of(study), trained.theta, trained.counts)
     # Where the noise is shared, a share is smallest in the round that most holders were asked in.
     holders = trained.most_asked if study.privacy.trust == "distributed" else len(trained.holders)
     label = privacy_label(study, rounds=trained.rounds, holders=holders)
+    held = _held(trained.audit)
     write_bundle(
         path,
         study=study,
         theta=trained.theta,
-        scorecard=card,
+        scorecard=trained.card,
         label=label,
-        metrics=dict(metrics) if metrics is not None else {},
+        audit={
+            **trained.audit,
+            "calibration_step": trained.platt.to_json(),
+            "patterns": _patterns(study, trained),
+        },
+        baseline=trained.baseline,
+        metrics=metrics,
+        held=held,
         identity=identity,
         created=created,
         expires=created + valid_s(study),
     )
-    return label
+    return {**label, "held": list(held)}
+
+
+def _held(audit: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say why the study's own gate holds the model back; nothing where it has none or the model passes."""
+    fairness = audit["fairness"]
+    if fairness["passed"] is not False:
+        return ()
+    return tuple(f"fairness: {words}" for words in (*fairness["failures"], *fairness["too_small"]))
+
+
+def _patterns(study: Study, trained: Trained) -> list[dict[str, Any]]:
+    """Say which components the holders had; public, because columns are."""
+    grid, found = Grid.of(study), Counter(trained.patterns.values())
+    return [
+        {"components": list(grid.components_of(pattern)), "holders": number}
+        for pattern, number in sorted(found.items())
+    ]

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.models.audit import audit_of, near_means
+from assay.models.calibration import Platt, platt_step
 from assay.models.encoding import Grid
 from assay.models.fitting import Fit, default_rounds, estimate_persons
-from assay.models.label import counts_mechanism, gradient_mechanism, privacy_target
+from assay.models.label import mechanism_of, privacy_target
+from assay.models.scorecard import Scorecard
 from assay.models.study import parse_study
+from assay.models.tally import AuditTally, CalibrationTally
 from assay.privacy.accounting import RunCost, epsilon_of
 from assay.privacy.errors import AssayError, Refused
 from assay.privacy.mechanism import IntegerMechanism
@@ -75,9 +79,9 @@ class Progress:
     """One step of a run, for logs and progress displays; everything in it is public.
 
     Attributes:
-        kind: ``"offer"``, ``"counts"``, ``"round"``, ``"dropped"``, ``"ledger"`` (a holder's ledger or audit
+        kind: ``"offer"``, ``"counts"``, ``"round"``, ``"calibration"``, ``"audit"``, ``"dropped"``, ``"ledger"`` (a holder's ledger or audit
             log is an older copy or a clone) or ``"resumed"``.
-        round: 0 for offer and counts, then 1..rounds.
+        round: 0 for offer and counts, then 1..rounds, then two more.
         rounds: gradient rounds of the run, 0 while not known.
         holders: names of the holders that take part, or that it is about.
         epsilon: spent so far, for one person.
@@ -97,8 +101,13 @@ class Trained:
     """What a finished run gives.
 
     Attributes:
-        theta: float64 ``[cells + 1]``, fitted log-odds and intercept.
-        counts: float64 ``[cells]``, summed noisy counts.
+        theta: float64 ``[width]``, fitted log-odds and intercepts, calibrated.
+        counts: float64 ``[width]``, summed noisy counts.
+        card: the scorecard, with the baselines of both kinds of reasons.
+        platt: the calibration step.
+        audit: what is known of the card, see :func:`assay.models.audit.audit_of`.
+        baseline: noisy counts by cell and pattern and by score bin, and the noise in them.
+        patterns: which components each holder has, by name.
         rounds: gradient rounds taken.
         holders: names of the holders whose values are in the last sum.
         most_asked: most holders that were asked in one round, where each one's share of noise is smallest.
@@ -106,6 +115,11 @@ class Trained:
 
     theta: Vector
     counts: Vector
+    card: Scorecard
+    platt: Platt
+    audit: Mapping[str, Any]
+    baseline: Mapping[str, Any]
+    patterns: Mapping[str, int]
     rounds: int
     holders: tuple[str, ...]
     most_asked: int
@@ -182,13 +196,20 @@ class Run:
             if not self._state.rounds:
                 self._count()
             fit = self._descend()
+            theta, platt = self._calibrate(fit)
+            card, audit = self._audit(theta, fit.rounds)
         except (Refused, Aborted):
             # Anything else, a full disk for instance, leaves the run to be taken up again.
             self.close("aborted")
             raise
         return Trained(
-            theta=fit.result(self.study),
+            theta=theta,
             counts=self._state.counts,
+            card=card,
+            platt=platt,
+            audit=audit,
+            baseline=self._baseline(),
+            patterns=dict(self._state.patterns),
             rounds=fit.rounds,
             holders=tuple(self._state.holders),
             most_asked=self._state.most_asked,
@@ -217,6 +238,7 @@ class Run:
         answers = self._ask(0, dict.fromkeys(names, Offer(run=self.run, study=self._text)))
         accepted = sorted(name for name, answer in answers.items() if isinstance(answer, Accepted))
         self._state.accepted = self._state.active = accepted
+        self._state.patterns = {n: a.pattern for n, a in answers.items() if isinstance(a, Accepted)}
         refusals = [f"{name}: {why(answers[name])}" for name in sorted(answers) if name not in accepted]
         self._tell("offer", 0, tuple(accepted), detail="; ".join(refusals))
         detail = f" ({'; '.join(refusals)})" if refusals else ""
@@ -230,13 +252,16 @@ class Run:
             self.study.require_holders(len(accepted))
         except Refused as error:
             raise Refused(f"{error}{detail}", code=error.code) from None
+        for name, pattern in self._state.patterns.items():
+            if not pattern <= self._grid.patterns:
+                raise Refused(f"{name} states components that the study does not have", code="holders")
         self._checkpoint(0)
 
     def _count(self) -> None:
         """Round 0: how many persons are in which cell, and from that the number of rounds."""
-        state, noise = self._state, counts_mechanism(self.study, self._grid)
+        state, noise = self._state, self._mechanism(0)
         summed = self._collect(
-            Question(round=0, rounds=0, theta=np.zeros(1), size=self._grid.size, unit=noise.unit)
+            Question(round=0, rounds=0, theta=np.zeros(1), size=noise.size, unit=noise.unit)
         )
         state.counts = summed.total.astype(np.float64) * noise.unit
         state.persons = self._persons(summed, noise.unit)
@@ -254,40 +279,95 @@ class Run:
         """Estimate each holder's persons; where only their sum is known, all are taken to have as many."""
         if summed.own:
             own = {name: values.astype(np.float64) * unit for name, values in summed.own.items()}
-            return {name: estimate_persons(self._grid, counts) for name, counts in own.items()}
-        persons = estimate_persons(self._grid, self._state.counts)
+            patterns = self._state.patterns
+            return {n: estimate_persons(self._grid, counts, (patterns[n],)) for n, counts in own.items()}
+        persons = estimate_persons(self._grid, self._state.counts, self._patterns)
         return dict.fromkeys(summed.holders, persons / len(summed.holders))
 
-    def _gradient_noise(self) -> IntegerMechanism:
-        return gradient_mechanism(self.study, self._grid, self._state.rounds)
+    @property
+    def _patterns(self) -> tuple[int, ...]:
+        """The patterns of the holders that were counted, each once; before that, of all that accepted."""
+        names = self._state.persons or self._state.patterns
+        return tuple(sorted({self._state.patterns[name] for name in names}))
+
+    def _mechanism(self, number: int) -> IntegerMechanism:
+        return mechanism_of(self.study, self._grid, number=number, rounds=self._state.rounds)
+
+    def _noise_std(self, number: int) -> float:
+        """Return the standard deviation of the noise in one value of a round's sum."""
+        return self._mechanism(number).std * math.sqrt(self._sums.noises(len(self._state.persons)))
 
     def _new_fit(self) -> Fit:
-        std = self._gradient_noise().std * math.sqrt(self._sums.noises(len(self._state.persons)))
-        return Fit(self._grid, counts=self._state.counts, gradient_noise_std=std, rounds=self._state.rounds)
+        return Fit(
+            self._grid,
+            counts=self._state.counts,
+            gradient_noise_std=self._noise_std(1),
+            rounds=self._state.rounds,
+            patterns=self._patterns,
+        )
 
     def _descend(self) -> Fit:
         """Rounds 1..: one step of the fit for each sum of gradients."""
-        state, noise, fit = self._state, self._gradient_noise(), self._new_fit()
+        state, fit = self._state, self._new_fit()
         fit.restore(state.fit)
-        total = sum(state.persons.values())
         while fit.done < fit.rounds:
-            question = Question(
-                round=fit.done + 1,
-                rounds=fit.rounds,
-                theta=fit.theta,
-                size=noise.size,
-                unit=noise.unit,
-                largest=self._largest(noise),
-            )
-            summed = self._collect(question)
-            # A holder that is gone takes its (publicly estimated) persons out of the sum; the rest stands
-            # for all, so that the step keeps its size.
-            answered = sum(state.persons[name] for name in summed.holders)
-            fit.update(summed.total.astype(np.float64) * noise.unit * (total / answered))
+            number = fit.done + 1
+            fit.update(self._summed(number, fit.theta))
             state.fit = fit.state()
-            self._checkpoint(question.round)
-            self._tell("round", question.round, summed.holders)
+            self._checkpoint(number)
+            self._tell("round", number, tuple(state.holders))
         return fit
+
+    def _summed(self, number: int, theta: Vector) -> Vector:
+        """Collect the sum of one round after the counts, float64; it stands for all holders that counted."""
+        noise, persons = self._mechanism(number), self._state.persons
+        question = Question(
+            round=number,
+            rounds=self._state.rounds,
+            theta=theta,
+            size=noise.size,
+            unit=noise.unit,
+            largest=self._largest(noise),
+        )
+        summed = self._collect(question)
+        # A holder that is gone takes its (publicly estimated) persons out of the sum; the rest stands for
+        # all, so that a step keeps its size.
+        answered = sum(persons[name] for name in summed.holders)
+        return np.asarray(summed.total.astype(np.float64) * noise.unit * (sum(persons.values()) / answered))
+
+    def _calibrate(self, fit: Fit) -> tuple[Vector, Platt]:
+        """Round T+1: outcomes by predicted log-odds, and a Platt step where they contradict the model."""
+        state, theta, number = self._state, fit.result(self.study), fit.rounds + 1
+        if not state.tallies:
+            state.tallies = [self._summed(number, theta)]
+            self._checkpoint(number)
+            self._tell("calibration", number, tuple(state.holders))
+        tally = CalibrationTally(grid=self._grid)
+        platt = platt_step(tally, state.tallies[0], self._noise_std(number))
+        return platt.theta(theta, self._grid), platt
+
+    def _audit(self, theta: Vector, rounds: int) -> tuple[Scorecard, Mapping[str, Any]]:
+        """Round T+2: what is known of the finished card, and what those near the cut-off score."""
+        state, number = self._state, rounds + 2
+        card = Scorecard.of(self.study, self._grid, theta, state.counts)
+        if len(state.tallies) < 2:
+            state.tallies = [*state.tallies, self._summed(number, card.theta)]
+            self._checkpoint(number)
+            self._tell("audit", number, tuple(state.holders))
+        tally, noise_std = AuditTally(study=self.study, grid=self._grid), self._noise_std(number)
+        near = near_means(tally, card, state.tallies[1], noise_std)
+        return replace(card, near=near), audit_of(tally, card, state.tallies[1], noise_std)
+
+    def _baseline(self) -> dict[str, Any]:
+        """Return the population at training as it is known, for comparison later."""
+        state = self._state
+        scores = state.tallies[1][AuditTally(study=self.study, grid=self._grid).scores]
+        return {
+            "counts": [round(float(count), 3) for count in state.counts],
+            "counts_noise_std": self._noise_std(0),
+            "scores": [round(float(count), 3) for count in scores[0::2] + scores[1::2]],
+            "scores_noise_std": self._noise_std(state.rounds + 2) * math.sqrt(2),
+        }
 
     def _largest(self, noise: IntegerMechanism) -> dict[str, float]:
         """Return how long each holder's gradient sum can be: every person adds at most the clip norm."""
@@ -314,7 +394,7 @@ class Run:
     def _tell(self, kind: str, number: int, holders: tuple[str, ...], detail: str = "") -> None:
         rounds = self._state.rounds
         offered = kind != "offer" and self._state.accepted  # until then nothing is spent
-        events = [self._cost.counts] + [self._cost.gradient(rounds or 1)] * number if offered else []
+        events = [self._cost.event(each, rounds or 1) for each in range(number + 1)] if offered else []
         spent = epsilon_of(events, self.study.privacy.delta)
         self._report(
             Progress(kind=kind, round=number, rounds=rounds, holders=holders, epsilon=spent, detail=detail)

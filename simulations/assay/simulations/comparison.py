@@ -18,6 +18,7 @@ from assay.client.records import Records
 from assay.models.encoding import Grid
 from assay.models.explain import explain
 from assay.models.scorecard import Scorecard, Scores
+from assay.models.study import parse_study
 from assay.privacy.errors import BadInput
 from assay.simulations.engine import Federated, federate, with_trust
 from assay.simulations.findings import Comparison, LocalSpread, Metrics, PersonLine
@@ -91,6 +92,8 @@ def records_at(records: Records, rows: NDArray[np.int64]) -> Records:
         columns={name: values[rows] for name, values in records.columns.items()},
         labels=records.labels[rows],
         persons=persons,
+        groups={name: codes[rows] for name, codes in records.groups.items()},
+        patterns=None if records.patterns is None else records.patterns[rows],
         absent=records.absent,
         ignored=records.ignored,
     )
@@ -102,13 +105,13 @@ def evaluate(card: Scorecard, test: Records) -> Evaluation:
     Raises:
         BadInput: the held-out records have only one outcome.
     """
-    scores = card.score(card.grid.encode(test.columns))
+    scores = card.score(card.grid.encode(test.columns, test.patterns))
     return Evaluation(card=card, scores=scores, metrics=Metrics.of(test.labels, scores.probability))
 
 
 def scorecard_of(done: Federated) -> Scorecard:
     """Return the scorecard of a simulated run."""
-    return Scorecard.of(done.study, Grid.of(done.study), done.trained.theta, done.trained.counts)
+    return done.trained.card
 
 
 def train_baselines(
@@ -132,36 +135,51 @@ def train_baselines(
         alone = federate(text, {name: records})
         local[name] = evaluate(scorecard_of(alone), test)
     step("pooled model")
-    together = federate(text, {"pooled": pool(list(holders.values()))})
+    together = federate(text, {"pooled": pool(list(holders.values()), Grid.of(parse_study(text)))})
     return Baselines(local=local, pooled=evaluate(scorecard_of(together), test))
 
 
-def pool(parts: list[Records]) -> Records:
+def pool(parts: list[Records], grid: Grid) -> Records:
     """Put the records of several holders in one place; no person is taken to be at two of them.
 
-    A column that a holder lacks is missing in that holder's rows.
+    A column that a holder lacks is missing in that holder's rows, a component that it lacks absent.
+
+    Args:
+        parts: the holders' records.
+        grid: says which columns make up a component.
     """
-    rows = [part.rows for part in parts]
-    columns = {
-        name: np.concatenate(
-            [
-                part.columns.get(name, _missing(count, parts, name))
-                for part, count in zip(parts, rows, strict=True)
-            ]
-        )
-        for name in dict.fromkeys(name for part in parts for name in part.columns)
-    }
+    columns = _joined([part.columns for part in parts], [part.rows for part in parts])
+    groups = [set(part.groups) for part in parts]
     persons = None
     if all(part.persons is not None for part in parts):
         offsets = np.cumsum([0, *(part.persons_count for part in parts[:-1])])
         codes = [part.persons + offset for part, offset in zip(parts, offsets, strict=True)]
         persons = np.concatenate(codes)
-    return Records(columns=columns, labels=np.concatenate([part.labels for part in parts]), persons=persons)
+    patterns = [np.full(part.rows, grid.pattern_of(part.columns), dtype=np.int32) for part in parts]
+    return Records(
+        columns=columns,
+        labels=np.concatenate([part.labels for part in parts]),
+        persons=persons,
+        groups={
+            name: np.concatenate([part.groups[name] for part in parts])
+            for name in sorted(set.intersection(*groups))
+        },
+        patterns=np.concatenate(patterns),
+    )
 
 
-def _missing(rows: int, parts: list[Records], name: str) -> NDArray[Any]:
-    dtype = next(part.columns[name].dtype for part in parts if name in part.columns)
-    return np.full(rows, np.nan if dtype.kind == "f" else None, dtype=dtype)
+def _joined(parts: list[Mapping[str, NDArray[Any]]], rows: list[int]) -> dict[str, NDArray[Any]]:
+    names = dict.fromkeys(name for part in parts for name in part)
+    dtypes = {name: next(part[name].dtype for part in parts if name in part) for name in names}
+    return {
+        name: np.concatenate(
+            [
+                part.get(name, np.full(count, np.nan if dtypes[name].kind == "f" else None, dtypes[name]))
+                for part, count in zip(parts, rows, strict=True)
+            ]
+        )
+        for name in names
+    }
 
 
 def people_lines(evaluation: Evaluation, test: Records) -> tuple[PersonLine, ...]:
