@@ -271,6 +271,14 @@ def test_records_older_than_the_policy_pack_keeps_them_are_left_out(tmp_path: Pa
     assert (later.rows, later.too_old) == (1, 1)
 
 
+def test_persons_are_those_of_the_rows_that_are_kept(tmp_path: Path) -> None:
+    rows = [f"0,{who},1,1,own,F,x,{ago(days)}" for who, days in (("a", 9999), ("b", 1), ("b", 1), ("c", 1))]
+    (tmp_path / "r.csv").write_text("\n".join([DATED, *rows]) + "\n")
+    with open_source(DataSource(directory=tmp_path, kind="csv", path="r.csv")) as source:
+        records = load_records(source, dated_study(), clock=lambda: NOON)
+    np.testing.assert_array_equal(records.persons, [0, 0, 1])
+
+
 def test_without_a_date_column_in_the_study_nothing_is_left_out(tmp_path: Path) -> None:
     assert load(tmp_path, [f"{GOOD[0]},{ago(9999)}"], header=DATED).too_old == 0
 
