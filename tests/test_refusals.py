@@ -114,6 +114,11 @@ class TestTheEight:
         assert options[-1] in entry["subject"]
         assert not target.exists()
 
+    def test_an_audited_attribute_as_an_input_is_a_refusal_and_no_slip_of_the_pen(self, tmp_path):
+        text = STUDY.replace('column = "late"', 'column = "SEX"') + '[fairness]\ncolumns = ["SEX"]\n'
+        (tmp_path / "s.toml").write_text(text)
+        the_entry(invoke("study", "check", tmp_path / "s.toml"), "D05", "study check")
+
     def test_both_lists_try_all_eight(self):
         codes = {*(f"D0{number}" for number in range(1, 9)), "purpose"}
         assert {code for code, *_ in STUDIES} == {code for code, _ in SCORES} == codes

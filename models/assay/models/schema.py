@@ -412,8 +412,8 @@ class Study:
                 raise BadInput(
                     "person.column", value=self.person, allowed="no name of a column that scoring writes"
                 )
+        self._check_inputs(rules)  # first: a protected input is a refusal, whatever else is wrong with it
         self._check_columns()
-        self._check_inputs(rules)
 
     @property
     def rules(self) -> PolicyPack:
