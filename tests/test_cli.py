@@ -20,7 +20,7 @@ COMMANDS = [
     ("server", "status"), ("server", "models"), ("server", "witness"),
     ("client", "init"), ("client", "join"), ("client", "check"), ("client", "run"), ("client", "status"),
     ("privacy", "ledger"), ("privacy", "audit"), ("privacy", "plan"), ("privacy", "refusals"),
-    ("model", "show"), ("model", "verify"), ("model", "score"), ("model", "explain"),
+    ("model", "show"), ("model", "verify"), ("model", "score"), ("model", "explain"), ("model", "export"),
 ]  # fmt: skip
 
 
