@@ -188,6 +188,59 @@ def explain(
     emit({"row": row, **explained}, as_json=as_json, text=explanation_in_words(explained))
 
 
+@model_app.command()
+@command
+def export(
+    bundle: BundleFile,
+    form: Annotated[str, typer.Option("--format", help="json, csv, sql or onnx.")],
+    output: Annotated[Path, typer.Option("--output", help="The file to write.")],
+    purpose: Annotated[str, typer.Option("--purpose", help="What it is for; the bundle's purpose.")],
+    context: Annotated[str | None, typer.Option(help="As for score.")] = None,
+    platform: Annotated[str | None, typer.Option(help="sql, onnx: as for score.")] = None,
+    table: Annotated[str | None, typer.Option(help="sql: the table; without it, records.")] = None,
+    dialect: Annotated[str | None, typer.Option(help="sql: sqlite, or postgresql.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="sql, onnx: a column that the table has; repeatable. Without it, all features'."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the scorecard for other programs: as JSON, a CSV table of points, SQL or ONNX.
+
+    Example: assay model export card.bundle --format sql --output score.sql --purpose consumer_credit
+    """
+    from assay.models.bundle import read_bundle
+    from assay.models.export import export_model
+
+    opened = read_bundle(bundle)
+    done = export_model(
+        opened,
+        output,
+        form=form,
+        purpose=purpose,
+        context=context,
+        platform=platform,
+        columns=column,
+        table=table,
+        dialect=dialect,
+    )
+    if done.missing:
+        note(f"columns that are not there, counted as missing: {', '.join(done.missing)}")
+    if done.absent:
+        note(f"components that are not there, counted neither for nor against: {', '.join(done.absent)}")
+    result = {
+        "format": done.form,
+        "output": str(done.output),
+        "columns": list(done.columns),
+        "missing_columns": list(done.missing),
+        "absent_components": list(done.absent),
+        **_bundle_facts(opened),
+    }
+    emit(
+        result, as_json=as_json, text=f"{output}: for {purpose} only. Whoever holds it can use it unchecked."
+    )
+
+
 def _study_facts(study: Study) -> dict[str, Any]:
     notes = []
     try:
