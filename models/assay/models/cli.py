@@ -168,24 +168,51 @@ def explain(
     source: Annotated[Path, typer.Option("--input", help="Records: .csv, .csv.gz or .parquet.")],
     row: Annotated[int, typer.Option(min=1, help="Which record; 1 is the first.")] = 1,
     platform: Annotated[str | None, typer.Option(help="As for score.")] = None,
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="What another value would do; several go together."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page for the person, an .html file.")] = None,
+    purpose: Annotated[
+        str | None, typer.Option(help="What the score is for; another than the bundle's is refused.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Explain one score: points, reasons, and what one change would do. Nothing is stored.
+    """Explain one score: points, reasons, what changes would do. Nothing is stored but the page asked for.
 
-    Example: assay model explain card-default.bundle --input people.csv --row 3
+    Example: assay model explain card.bundle --input people.csv --row 3 --what-if status_1=0 --html page.html
     """
     import time
 
     from assay.models.bundle import read_bundle
     from assay.models.explain import explain as explain_record
     from assay.models.explain import explanation_in_words
+    from assay.models.person_page import require_page, write_person_page
     from assay.models.scoring import read_record
+    from assay.models.whatif import parse_asked
+    from assay.privacy.purpose import check_use
 
+    asked = parse_asked(what_if or [])
     opened = read_bundle(bundle)
-    opened.require_current(time.time())
+    if purpose is not None:
+        check_use(purpose, opened.study.purpose, opened.study.rules)
+    now = time.time()
+    opened.require_current(now)
+    opened.require_promoted()
+    if html is not None:
+        require_page(html)
     record = read_record(opened.scorecard.grid, source, row, platform)
-    explained = explain_record(opened.scorecard, record)
-    emit({"row": row, **explained}, as_json=as_json, text=explanation_in_words(explained))
+    explained = explain_record(opened.scorecard, record, asked)
+    result = {"row": row, **explained}
+    if html is None:
+        emit(result, as_json=as_json, text=explanation_in_words(explained))
+        return
+    write_person_page(html, opened, explained, now=now)
+    emit(
+        {**result, "html": str(html)},
+        as_json=as_json,
+        text=f"{html}: the page for the person. It holds personal data; only you can read the file.",
+    )
 
 
 @model_app.command()

@@ -6,16 +6,29 @@ Nothing is stored. The points that are explained are the ones that :meth:`Scorec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.models.encoding import ABSENT, FeatureGrid, readable
-from assay.models.scorecard import BANDS, REASONS, Scorecard
+from assay.models.encoding import ABSENT, Encoded, FeatureGrid
+from assay.models.personal import NOT_KEPT, contact_lines
+from assay.models.scorecard import BANDS, REASONS, Scorecard, Scores
+from assay.models.whatif import MISSING, best_changes, changed_values, effects, value_words
 
-__all__ = ["explain", "explanation_in_words", "reason_words"]
+__all__ = [
+    "MISSING",
+    "UNKNOWN",
+    "explain",
+    "explanation_in_words",
+    "own_words",
+    "reason_words",
+    "reasons_lost",
+]
+
+NEAR = "those who just pass"
+UNKNOWN = "not known"  # the value of a feature whose component is not there
 
 
 def reason_words(label: str, difference: int, than: str = "average") -> str:
@@ -26,24 +39,38 @@ def reason_words(label: str, difference: int, than: str = "average") -> str:
     return f"{label}: {abs(difference)} {points} {'more' if difference > 0 else 'fewer'} than {than}"
 
 
-def explain(scorecard: Scorecard, record: Mapping[str, object]) -> dict[str, Any]:
+def reasons_lost(reasons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the reasons that cost points; none where the person is at or above the baseline in all."""
+    return [reason for reason in reasons if reason["points_lost"] > 0]
+
+
+def own_words(value: str, description: str | None) -> str:
+    """Say the person's own value, and what it means where the study says so."""
+    return f"your data: {value}" + (f" ({description.rstrip('.')})" if description else "")
+
+
+def explain(
+    scorecard: Scorecard, record: Mapping[str, object], asked: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Explain one score.
 
     Args:
         scorecard: the card.
         record: column -> value; a number, a string for a categorical feature, None for missing. A
             column that is absent is missing; a component without any column is absent and counts nothing.
+        asked: the person's own what-if, feature name -> value as text, all changed together.
 
     Returns:
         A JSON object: ``features`` (name, label, description, component, value, points, average_points),
         ``base_points``, ``capped``, ``score``, ``probability``, ``band``, ``missing_components``,
         ``reasons`` against the average of all (feature, words, points_lost), ``reasons_near_cut_off``
         against those who just pass ``cut_off`` (None where that baseline is not in the card; both methods:
-        official commentary to 12 CFR 1002.9(b)(2), 5) and ``what_if`` (per changeable feature the best
-        single change within the public range).
+        official commentary to 12 CFR 1002.9(b)(2), 5), ``what_if`` (per changeable feature the best
+        single change within the public range), ``what_if_values`` (what each of its values would give),
+        ``what_if_asked`` (None, or what the changes in ``asked`` would do) and ``contact`` (ask, contest).
 
     Raises:
-        BadInput: the record has no column of the study.
+        BadInput: the record has no column of the study, or ``asked`` names what may not be varied.
         BadData: a value is infinite, or a fraction where whole numbers are due.
     """
     grid = scorecard.grid
@@ -54,32 +81,24 @@ def explain(scorecard: Scorecard, record: Mapping[str, object]) -> dict[str, Any
     }
     encoded = grid.encode(columns)
     result = scorecard.score(encoded)
-    points, low = [int(p) for p in result.points[0]], encoded.low[0]
-    features = [
-        {
-            "name": feature.name,
-            "label": feature.feature.label,
-            "description": feature.feature.description,
-            "component": feature.feature.component,
-            "value": _value_of(feature, columns, there=bool(low[j] != ABSENT)),
-            "points": points[j],
-            "average_points": round(float(scorecard.means[j]), 1),
-        }
-        for j, feature in enumerate(grid.features)
-    ]
+    points, low, base = [int(p) for p in result.points[0]], encoded.low[0], int(result.base[0])
     there = grid.components_of(int(encoded.pattern[0]))
+    contact = scorecard.study.contact
     return {
         "score": int(result.score[0]),
         "probability": float(result.probability[0]),
         "band": BANDS[int(result.band[0])][0],
-        "base_points": int(result.base[0]),
-        "features": features,
+        "base_points": base,
+        "features": _features(scorecard, columns, low, points),
         "capped": int(result.capped[0]),
         "missing_components": [name for name in grid.components if name not in there],
         "reasons": [_reason(scorecard, int(j), points[j]) for j in result.reasons[0] if j != ABSENT],
         "cut_off": scorecard.study.scale.threshold,
         "reasons_near_cut_off": _near_reasons(scorecard, points, low),
-        "what_if": _what_if(scorecard, low, points, base=int(result.base[0])),
+        "what_if": best_changes(scorecard, low, points, base=base),
+        "what_if_values": effects(scorecard, low, points, base=base),
+        "what_if_asked": _asked(scorecard, columns, encoded, result, asked) if asked else None,
+        "contact": {"ask": contact.ask, "contest": contact.contest},
     }
 
 
@@ -95,15 +114,94 @@ def explanation_in_words(explained: Mapping[str, Any]) -> str:
     lines += [f"  {f['label']:{width}}  {f['points']:+6d}   {f['value']}" for f in explained["features"]]
     if explained["capped"]:
         lines.append(f"  {'adjusted to the range':{width}}  {explained['capped']:+6d}")
-    lines += [f"  {'score':{width}}  {explained['score']:6d}", "", "Main reasons:"]
-    lines += [f"  {place}. {reason['words']}" for place, reason in enumerate(explained["reasons"], start=1)]
+    lines += [f"  {'score':{width}}  {explained['score']:6d}"]
+    lines += _reason_lines(explained)
     if explained["missing_components"]:
         missing = ", ".join(name.replace("_", " ") for name in explained["missing_components"])
         lines += ["", f"Not known, and counted neither for nor against: {missing}"]
     if explained["what_if"]:
         lines += ["", "What one change would do, everything else being equal:"]
         lines += [f"  {change['words']}" for change in explained["what_if"]]
+    if explained["what_if_asked"]:
+        lines += ["", "What you asked:", f"  {explained['what_if_asked']['words']}"]
+    if explained["what_if"] or explained["what_if_asked"]:
+        lines.append(f"  {NOT_KEPT}")
+    contact = contact_lines(explained["contact"])
+    lines += ["", *(f"{heading}: {words}" for heading, words in contact)]
     return "\n".join(lines)
+
+
+def _reason_lines(explained: Mapping[str, Any]) -> list[str]:
+    """Both kinds of reasons, each with the sentence that the study has about the feature."""
+    described = {f["name"]: (f["value"], f["description"]) for f in explained["features"]}
+    compared = [("the average of all", explained["reasons"])]
+    if explained["reasons_near_cut_off"] is not None:
+        compared.append(
+            (f"{NEAR} (at {explained['cut_off']} or a little more)", explained["reasons_near_cut_off"])
+        )
+    lines = []
+    for whom, reasons in compared:
+        lines += ["", f"Main reasons, compared with {whom}:"]
+        lost = reasons_lost(reasons)
+        if not lost:
+            lines.append("  None: nothing that was scored has fewer points than theirs.")
+        for place, reason in enumerate(lost, start=1):
+            value, about = described[reason["feature"]]
+            lines += [f"  {place}. {reason['words']}", f"     {own_words(value, about)}"]
+    return lines
+
+
+def _features(
+    scorecard: Scorecard, columns: Mapping[str, NDArray[Any]], low: NDArray[np.int32], points: list[int]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": feature.name,
+            "label": feature.feature.label,
+            "description": feature.feature.description,
+            "component": feature.feature.component,
+            "value": _value_of(feature, columns, there=bool(low[j] != ABSENT)),
+            "points": points[j],
+            "average_points": round(float(scorecard.means[j]), 1),
+        }
+        for j, feature in enumerate(scorecard.grid.features)
+    ]
+
+
+def _asked(
+    scorecard: Scorecard,
+    columns: Mapping[str, NDArray[Any]],
+    encoded: Encoded,
+    before: Scores,
+    asked: Mapping[str, str],
+) -> dict[str, Any]:
+    """Score the record with all the asked values at once and say what came of it."""
+    values = changed_values(scorecard, encoded.low[0], asked)
+    features = {feature.name: feature for feature in scorecard.grid.features}
+    changed = {
+        features[name].feature.column: _column(features[name], value) for name, value in values.items()
+    }
+    after = scorecard.score(scorecard.grid.encode({**columns, **changed}))
+    gained = int(after.points[0].sum(dtype=np.int64) - before.points[0].sum(dtype=np.int64))
+    changes = [
+        {
+            "feature": name,
+            "label": features[name].feature.label,
+            "from": _value_of(features[name], columns, there=True),
+            "to": value_words(features[name], value),
+        }
+        for name, value in values.items()
+    ]
+    score, band = int(after.score[0]), BANDS[int(after.band[0])][0]
+    told = ", ".join(f"{change['label']} at {change['to']}" for change in changes)
+    return {
+        "changes": changes,
+        "points_gained": gained,
+        "score": score,
+        "probability": float(after.probability[0]),
+        "band": band,
+        "words": f"{told}: {gained:+d} points, score {score}, {band}",
+    }
 
 
 def _column(feature: FeatureGrid, value: object) -> NDArray[Any]:
@@ -116,23 +214,9 @@ def _column(feature: FeatureGrid, value: object) -> NDArray[Any]:
 
 def _value_of(feature: FeatureGrid, columns: Mapping[str, NDArray[Any]], *, there: bool) -> str:
     if not there:
-        return "not known"
+        return UNKNOWN
     values = columns.get(feature.feature.column)
-    return "missing" if values is None else _value_words(feature, values[0])
-
-
-def _value_words(feature: FeatureGrid, value: Any) -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return "missing"
-    if feature.feature.domain is None:
-        cell = int(feature.encode(np.array([value], dtype=object))[0][0])
-        label = feature.labels[cell - feature.offset]
-        return str(value) if label != "other" else f"{value} (counted as other)"
-    low, high = feature.feature.domain
-    words = f"{float(value):,.10g}"
-    if low <= value <= high:
-        return words
-    return f"{words} (counted as {readable(low if value < low else high)})"
+    return MISSING if values is None else value_words(feature, values[0])
 
 
 def _reason(scorecard: Scorecard, index: int, points: int) -> dict[str, Any]:
@@ -154,11 +238,10 @@ def _near_reasons(
     lost = {j: float(scorecard.near[j]) - points[j] for j in np.flatnonzero(low != ABSENT).tolist()}
     worst = sorted(lost, key=lambda j: (-lost[j], j))[:REASONS]
     labels = [scorecard.grid.features[j].feature.label for j in worst]
-    than = "those who just pass"
     return [
         {
             "feature": scorecard.grid.features[j].name,
-            "words": reason_words(label, -_rounded(lost[j]), than),
+            "words": reason_words(label, -_rounded(lost[j]), NEAR),
             "points_lost": _rounded(lost[j]),
         }
         for j, label in zip(worst, labels, strict=True)
@@ -167,35 +250,3 @@ def _near_reasons(
 
 def _rounded(value: float) -> int:
     return int(np.floor(value + 0.5))
-
-
-def _what_if(
-    scorecard: Scorecard, low: NDArray[np.int32], points: list[int], *, base: int
-) -> list[dict[str, Any]]:
-    """For each changeable feature the value that gains most points, the nearest one where several do.
-
-    Between two knots points run straight, so that the best value is at a knot.
-    """
-    total = base + sum(points)
-    scale = scorecard.study.scale
-    changes = []
-    for j, feature in enumerate(scorecard.grid.features):
-        # "other" and "missing" are no advice.
-        known = feature.ordered or feature.cells - 2
-        own = scorecard.points[feature.offset : feature.offset + known]
-        best = np.flatnonzero(own == own.max())
-        cell = int(best[np.argmin(np.abs(best + feature.offset - low[j]))])
-        gain = int(own[cell]) - points[j]
-        if feature.feature.changeable and gain > 0 and low[j] != ABSENT:
-            score = min(max(total + gain, scale.low), scale.high)
-            label = feature.feature.label
-            changes.append(
-                {
-                    "feature": feature.name,
-                    "value": feature.labels[cell],
-                    "points_gained": gain,
-                    "score": score,
-                    "words": f"{label} at {feature.labels[cell]}: {gain:+d} points, score {score}",
-                }
-            )
-    return sorted(changes, key=lambda change: -int(change["points_gained"]))

@@ -11,7 +11,7 @@ __all__ = ["points_chart"]
 
 _ROW = 37.0
 _LINE = 22.0
-_LONGEST_VALUE = 14
+_SHORT_VALUE = 14
 
 
 def points_chart(
@@ -69,6 +69,6 @@ def _line(y: float, words: str, value: str) -> str:
 
 
 def _named(name: str, value: str, longest: int) -> str:
-    """Fit a feature and its value on one line, the value in at most 14 characters."""
-    value = clipped(value, _LONGEST_VALUE)
+    """Fit a feature and its value on one line, the value in what the name leaves or in 14 characters."""
+    value = clipped(value, max(_SHORT_VALUE, longest - 2 - len(name)))
     return f"{clipped(name, longest - 2 - len(value))}: {value}"
