@@ -18,6 +18,7 @@ from assay.models.explain import MISSING, UNKNOWN, own_words, reasons_lost
 from assay.models.page import Cell, disclosure, items, page, paragraph, table
 from assay.models.personal_charts import band_chart, people_chart
 from assay.models.points_chart import points_chart
+from assay.models.schema import Scale
 from assay.models.svg import safe
 from assay.privacy.errors import BadInput
 from assay.privacy.files import PRIVATE_FILE, write_durably
@@ -26,6 +27,7 @@ __all__ = ["STYLE", "person_page", "require_page", "write_person_page"]
 
 STYLE = Path(__file__).with_name("person.css")
 _SHOWN = 24  # bars; the features with the fewest points are drawn as one
+_UNKNOWN = UNKNOWN.replace(" ", "\u00a0")  # on one line
 _LONGEST = 43  # characters of a feature and its value on one line
 
 
@@ -147,15 +149,30 @@ def _compared(
 
 
 def _points(bundle: Bundle, explained: Mapping[str, Any]) -> str:
-    features, scale = explained["features"], bundle.study.scale
-    total = sum(feature["points"] for feature in features)
-    chart = points_chart(
+    total = sum(feature["points"] for feature in explained["features"])
+    sums = (
+        f"{explained['base_points']} starting points {added(total)} points {added(explained['capped'])}"
+        f" adjusted =\u00a0{explained['score']}"
+    )
+    unknown = " What is not known counts 0 and has no bar." if explained["missing_components"] else ""
+    intro = paragraph(
+        "Every piece of data adds points or takes points away. 0 is about the average of all people. Bars to"
+        f" the right add to your score, bars to the left take away.{unknown}"
+    )
+    return (
+        f'{intro}<figure class="points">{_bars(explained)}<figcaption>{safe(sums)}</figcaption></figure>'
+        f"{_all_points(bundle.study.scale, explained)}"
+    )
+
+
+def _bars(explained: Mapping[str, Any]) -> str:
+    return points_chart(
         "bars",
         title="Your points",
         rows=[
             (feature["label"], feature["value"], feature["points"])
-            for feature in features
-            if feature["value"] != UNKNOWN
+            for feature in explained["features"]
+            if feature["component"] not in explained["missing_components"]
         ],
         shown=_SHOWN,
         longest=_LONGEST,
@@ -165,32 +182,25 @@ def _points(bundle: Bundle, explained: Mapping[str, Any]) -> str:
             ("Your score", str(explained["score"])),
         ),
     )
+
+
+def _all_points(scale: Scale, explained: Mapping[str, Any]) -> str:
     start = "where everybody starts of whom the same kinds of data are known"
     rows: list[Sequence[Cell]] = [(("Starting points", start), "", str(explained["base_points"]))]
-    rows += [(_label(feature), _own(feature), signed(feature["points"])) for feature in features]
+    rows += [
+        (_label(feature), feature["value"].replace(UNKNOWN, _UNKNOWN), signed(feature["points"]))
+        for feature in explained["features"]
+    ]
     edges = f"a sum outside {scale.low} to {scale.high} is set to the nearest end"
     rows += [
         (("Adjusted to the scale", edges), "", signed(explained["capped"])),
         ("Your score", "", str(explained["score"])),
     ]
-    sums = (
-        f"{explained['base_points']} starting points {added(total)} points {added(explained['capped'])}"
-        f" adjusted =\u00a0{explained['score']}"
-    )
-    intro = paragraph(
-        "Every piece of data adds points or takes points away. 0 is about the average of all people. Bars to"
-        " the right add to your score, bars to the left take away."
-    )
-    listed = table("All your points; they add up to your score", ("What", "Your data", "Points"), rows)
-    return f'{intro}<figure class="points">{chart}<figcaption>{safe(sums)}</figcaption></figure>{listed}'
+    return table("All your points; they add up to your score", ("What", "Your data", "Points"), rows)
 
 
 def _label(feature: Mapping[str, Any]) -> Cell:
     return (feature["label"], feature["description"]) if feature["description"] else feature["label"]
-
-
-def _own(feature: Mapping[str, Any]) -> Cell:
-    return (UNKNOWN, "not counted") if feature["value"] == UNKNOWN else str(feature["value"])
 
 
 def _unknown(explained: Mapping[str, Any]) -> str:
