@@ -26,7 +26,7 @@ from assay.client.training import LocalTraining
 from assay.models.encoding import Grid
 from assay.models.label import mechanism_of, privacy_target
 from assay.models.study import Study, parse_study
-from assay.privacy.accounting import RunCost
+from assay.privacy.accounting import TALLIES, RunCost
 from assay.privacy.auditlog import AuditLog
 from assay.privacy.errors import BadData, BadInput, Refused, Tampered
 from assay.privacy.files import make_private_dir, write_durably
@@ -135,11 +135,13 @@ class Holder:
                 self._books.require(question.heads)
             return self._answer(question)
         except (BadInput, Refused) as error:
-            code = decline_code(error)
+            reason = {"code": decline_code(error)}
+            if isinstance(error, Refused) and error.article:
+                reason = {"code": error.code, "article": error.article}
             if isinstance(question, Offer):
-                self._books.audit.append("declined", run=question.run, code=code)
+                self._books.audit.append("declined", run=question.run, **reason)
             else:
-                self._books.audit.append("refused", run=question.run, question=question.kind, code=code)
+                self._books.audit.append("refused", run=question.run, question=question.kind, **reason)
             raise
 
     def _answer(self, question: Message) -> Message:
@@ -270,7 +272,7 @@ class Holder:
         """
         if wanted.round:
             self._require_rounds(wanted.run, rounds)
-            training.require_model(theta)
+            training.require_model(theta, card=wanted.round == rounds + TALLIES)
         return lambda: training.noisy(
             number=wanted.round,
             rounds=rounds,
@@ -280,11 +282,11 @@ class Holder:
         )
 
     def _require_rounds(self, run: str, rounds: int) -> None:
-        """Refuse another number of rounds than the run began with: all its gradients cost the same."""
-        cost = RunCost.of(privacy_target(self._runs[run].study))
-        allowed = (cost.counts, cost.gradient(rounds), cost.calibration, cost.audit)
-        if any(event not in allowed for event in self._ledger.charged(run)):
-            raise Refused(f"the number of rounds of run {run} was fixed by its first", code="changed")
+        """Refuse another number of rounds than the run began with: it says what each round is and costs."""
+        cost, last = RunCost.of(privacy_target(self._runs[run].study)), rounds + TALLIES
+        for number, event in self._ledger.charged_rounds(run).items():
+            if number > last or event != cost.event(number, rounds):
+                raise Refused(f"the number of rounds of run {run} was fixed by its first", code="changed")
 
     def _close(self, question: Close) -> Closed:
         self._witness(question)

@@ -22,10 +22,19 @@ from assay.privacy.packfile import pack_names
 from assay.privacy.purpose import PACK, check_purpose
 from assay.privacy.secagg import MAX_HOLDERS, MIN_HOLDERS
 
-__all__ = ["Policy", "admit", "require_circle", "require_count", "require_persons", "require_same_person"]
+__all__ = [
+    "Policy",
+    "admit",
+    "admit_use",
+    "require_circle",
+    "require_count",
+    "require_persons",
+    "require_same_person",
+]
 
 MAX_EPSILON = 1000  # what the ledger can account for
 TRUST = ("distributed", "local")
+MODELS = ("additive", "neural")
 _FINGERPRINT = re.compile(r"[0-9A-F]{32}")
 
 
@@ -50,6 +59,8 @@ class Policy:
         epsilon_if_aggregation_fails: under ``"distributed"``, most privacy loss of one person in one run if
             every mask fell and only this holder's own share of the noise were left; above 0, or None for no
             limit. The more holders there are said to be, the smaller that share.
+        models: kinds of model that are trained, each ``"additive"`` or ``"neural"``; at least one. A network is
+            only ever compared with a scorecard, in a simulation.
         peers: fingerprints of the other holders by name. Empty: whom the coordinator names. Otherwise
             nobody else is summed with, whatever the coordinator says.
     """
@@ -65,6 +76,7 @@ class Policy:
     trust: tuple[str, ...] = TRUST
     minimum_holders: int = MIN_HOLDERS
     epsilon_if_aggregation_fails: float | None = 25.0
+    models: tuple[str, ...] = ("additive",)
     peers: Mapping[str, str] = field(default_factory=dict)
     packs: tuple[str, ...] = (PACK.name,)
 
@@ -76,7 +88,7 @@ class Policy:
         for pack in self.packs:
             if pack not in pack_names():
                 raise BadInput("packs", value=pack, allowed=f"any of {', '.join(pack_names())}")
-        for setting, known in (("components", COMPONENTS), ("trust", TRUST)):
+        for setting, known in (("components", COMPONENTS), ("trust", TRUST), ("models", MODELS)):
             _require_words(setting, getattr(self, setting))
             for word in getattr(self, setting):
                 if word not in known:
@@ -124,6 +136,25 @@ def admit(study: Study, policy: Policy) -> None:
     Raises:
         Refused: with the code of the first limit that is passed.
     """
+    admit_use(study, policy)
+    for feature in study.features:
+        if feature.component not in policy.components:
+            raise Refused(
+                f"feature {feature.name!r} is of component {feature.component!r}, which is not allowed here; "
+                f"allowed: {', '.join(policy.components)}. {_HOW}",
+                code="components",
+            )
+    _admit_privacy(study, policy)
+    if study.training.model not in policy.models:
+        study.require_trainable()  # refuses, with what to change
+
+
+def admit_use(study: Study, policy: Policy) -> None:
+    """Refuse what this holder does not let its records be used for.
+
+    Raises:
+        Refused: the study's pack or purpose is not among those of ``policy`` (code ``"purpose"``).
+    """
     if study.pack not in policy.packs:
         raise Refused(
             f"pack {study.pack!r} is not allowed here; allowed: {', '.join(policy.packs)}. {_HOW}",
@@ -138,15 +169,6 @@ def admit(study: Study, policy: Policy) -> None:
             subject=f"purpose {study.purpose!r}",
             pack=study.pack,
         )
-    for feature in study.features:
-        if feature.component not in policy.components:
-            raise Refused(
-                f"feature {feature.name!r} is of component {feature.component!r}, which is not allowed here; "
-                f"allowed: {', '.join(policy.components)}. {_HOW}",
-                code="components",
-            )
-    _admit_privacy(study, policy)
-    study.require_trainable()
 
 
 def require_circle(

@@ -11,7 +11,9 @@ from assay.client.records import Records
 from assay.models.additive import MAX_LOG_ODDS, AdditiveClippedSum, ClippedCounts
 from assay.models.encoding import Grid
 from assay.models.label import privacy_target
+from assay.models.neural import NeuralClippedSum, NeuralLayout
 from assay.models.schema import Study
+from assay.models.scorecard import Scorecard
 from assay.models.tally import ClippedTally, tally_of
 from assay.privacy.accounting import TALLIES, Event
 from assay.privacy.errors import AssayError, BadInput
@@ -37,7 +39,7 @@ class LocalTraining:
         self._study, self._target = study, privacy_target(study)
         self.pattern = grid.pattern_of(records.columns)
         encoded = grid.encode(records.columns, records.patterns)
-        self._gradients = AdditiveClippedSum(
+        additive = AdditiveClippedSum(
             encoded,
             records.labels,
             records.persons,
@@ -45,7 +47,11 @@ class LocalTraining:
             patterns=grid.patterns,
             l2_clip_norm=grid.sensitivity,
         )
-        self._counts = ClippedCounts(self._gradients, l2_clip_norm=grid.sensitivity)
+        self._counts = ClippedCounts(additive, l2_clip_norm=grid.sensitivity)
+        self._gradients: AdditiveClippedSum | NeuralClippedSum = additive
+        if study.training.model == "neural":
+            layout = NeuralLayout(grid=grid)
+            self._gradients = NeuralClippedSum(layout, encoded, records.labels, records.persons)
         self._tallies = {
             number: ClippedTally(
                 tally_of(study, grid, number), encoded, records.labels, records.persons, records.groups
@@ -55,16 +61,22 @@ class LocalTraining:
         self._accountant = ExactAccountant()
         self._steps: dict[IntegerMechanism, PrivateStep] = {}
 
-    def require_model(self, theta: Vector) -> None:
+    def require_model(self, theta: Vector, *, card: bool = False) -> None:
         """Refuse parameters that are no model of this study, before anything is charged for them.
 
+        Args:
+            theta: the parameters.
+            card: they are to be a scorecard's, as in an audit.
+
         Raises:
-            BadInput: ``theta`` does not have one value per cell and pattern, or one is too large.
+            BadInput: ``theta`` does not have one value per parameter, or one is too large.
         """
-        if theta.shape != (self._grid.width,):
-            raise BadInput("theta", value=theta.size, allowed=f"{self._grid.width} values")
+        if theta.shape != (self._gradients.width,):
+            raise BadInput("theta", value=theta.size, allowed=f"{self._gradients.width} values")
         if not np.abs(theta).max() <= MAX_LOG_ODDS:
             raise BadInput("theta", allowed=f"log-odds within ±{MAX_LOG_ODDS:g}")
+        if card:
+            Scorecard.from_theta(self._study, self._grid, theta)
 
     def summed(self, number: int, rounds: int) -> ClippedSum:
         """Return what is summed in a round: counts, gradients, or one of the tallies."""

@@ -69,6 +69,10 @@ def mechanism_of(
     """
     event = RunCost.of(privacy_target(study)).event(number, rounds)
     size, sensitivity = grid.width, grid.sensitivity
+    if study.training.model == "neural" and 0 < number <= rounds:
+        from assay.models.neural import L2_CLIP_NORM, NeuralLayout  # late: it needs torch and Opacus
+
+        size, sensitivity = NeuralLayout(grid=grid).width, L2_CLIP_NORM
     if number > rounds and number > 0:
         tally: Tally = tally_of(study, grid, number - rounds)
         size, sensitivity = tally.size, tally.sensitivity

@@ -250,7 +250,8 @@ class Training:
     """How the model is fitted.
 
     Attributes:
-        model: ``"additive"``, or ``"neural"``, which is described but cannot be trained.
+        model: ``"additive"``, or ``"neural"``: a simulation then trains a small network beside the scorecard,
+            at the same epsilon, and compares the two.
         rounds: 1..1000, or None: chosen from public numbers.
     """
 
@@ -451,12 +452,13 @@ class Study:
         """Refuse what this version cannot train, with what to change.
 
         Raises:
-            Refused: the model is ``"neural"`` (code ``"model"``).
+            Refused: the model is ``"neural"`` (code ``"model"``): a challenger without points, which is only
+                compared, in a simulation.
         """
         if self.training.model != "additive":
             raise Refused(
-                f"training.model {self.training.model!r} is not available; allowed: additive."
-                ' Set model = "additive"',
+                f"training.model {self.training.model!r} has no points that could be explained, so nobody is"
+                ' scored with it; allowed: additive. Set model = "additive", or compare: assay simulate',
                 code="model",
             )
 

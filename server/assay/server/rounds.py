@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,9 @@ from assay.server.courier import NoAnswer
 from assay.server.sessions import Sessions
 from assay.server.sums import Aborted, Answers, Panel, PlainSums, Question, Summed, Sums, TooFewHolders, why
 
+if TYPE_CHECKING:
+    from assay.models.neural import NeuralFit
+
 __all__ = ["Aborted", "Interrupted", "Progress", "Run", "Store", "TooFewHolders", "Trained"]
 
 # The bundle is out by then; nobody waits long for a holder that has gone.
@@ -46,6 +49,7 @@ CLOSE_S = 10.0
 NOISE_LENGTHS = 10.0
 
 Vector = NDArray[np.float64]
+Descent = TypeVar("Descent", "Fit", "NeuralFit")
 
 
 class Interrupted(AssayError):
@@ -195,7 +199,7 @@ class Run:
                 self._tell("resumed", max(0, self._state.next_round - 1), tuple(self._state.active))
             if not self._state.rounds:
                 self._count()
-            fit = self._descend()
+            fit = self._descend(self._new_fit())
             theta, platt = self._calibrate(fit)
             card, audit = self._audit(theta, fit.rounds)
         except (Refused, Aborted):
@@ -214,6 +218,22 @@ class Run:
             holders=tuple(self._state.holders),
             most_asked=self._state.most_asked,
         )
+
+    def challenge(self, holders: list[str]) -> Vector:
+        """Train the network of a neural study, in a simulation; return its parameters.
+
+        Raises:
+            Refused: too few holders accept; nothing was spent.
+            Aborted: too few holders still answer, or their answers give no sum.
+        """
+        from assay.models.neural import NeuralFit, NeuralLayout  # late: a coordinator needs no torch
+
+        self._offer(holders)
+        self._count()
+        persons, layout = sum(self._state.persons.values()), NeuralLayout(grid=self._grid)
+        fit = NeuralFit(self.study, layout, persons=persons, rounds=self._state.rounds)
+        self._state.fit = fit.state()
+        return self._descend(fit).result(self.study)
 
     def close(self, outcome: str) -> None:
         """Tell every holder that accepted that the run is over, also those dropped on the way.
@@ -271,7 +291,8 @@ class Run:
             persons=sum(state.persons.values()),
             holders=1 if self._distributed else holders,
         )
-        state.fit = self._new_fit().state()
+        if self.study.training.model == "additive":
+            state.fit = self._new_fit().state()
         self._checkpoint(0)
         self._tell("counts", 0, summed.holders)
 
@@ -306,9 +327,9 @@ class Run:
             patterns=self._patterns,
         )
 
-    def _descend(self) -> Fit:
+    def _descend(self, fit: Descent) -> Descent:
         """Rounds 1..: one step of the fit for each sum of gradients."""
-        state, fit = self._state, self._new_fit()
+        state = self._state
         fit.restore(state.fit)
         while fit.done < fit.rounds:
             number = fit.done + 1

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from assay.client.app import make_app
 from assay.client.holder import Holder
@@ -26,11 +29,9 @@ from assay.server.records import Collected, Session
 from assay.server.rounds import Progress, Run, Trained
 from assay.simulations.grid import LocalGrid
 
-__all__ = ["Federated", "federate", "with_epsilon", "with_trust"]
+__all__ = ["Federated", "challenge", "federate", "with_epsilon", "with_model", "with_trust"]
 
 _TIMEOUT_S = 3600.0  # in process, an answer is a function call: only a defect takes this long
-# The [privacy] header and what follows up to the next one; a bracket in a comment is none.
-_PRIVACY = r"^\[privacy\](?:(?!^\s*\[).)*?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +51,18 @@ class Federated:
     spent: dict[str, float]
 
 
+def _within(section: str) -> str:
+    """A section's header and what follows up to the next one, as a pattern; a bracket in a comment is none."""
+    return rf"^\[{section}\](?:(?!^\s*\[).)*?"
+
+
 def with_epsilon(text: str, epsilon: float) -> str:
     """Return a study file's text with another ``epsilon`` in its ``[privacy]`` section.
 
     Raises:
         BadInput: the section has no such line.
     """
-    pattern = re.compile(rf"({_PRIVACY}^\s*epsilon\s*=\s*)[^\s#]+", re.MULTILINE | re.DOTALL)
+    pattern = re.compile(rf"({_within('privacy')}^\s*epsilon\s*=\s*)[^\s#]+", re.MULTILINE | re.DOTALL)
     changed, count = pattern.subn(rf"\g<1>{epsilon!r}", text)
     if count != 1:
         raise BadInput("privacy.epsilon", where="study", allowed="one line `epsilon = ...` under [privacy]")
@@ -69,15 +75,37 @@ def with_trust(text: str, trust: str) -> str:
     Raises:
         BadInput: there is no such section, or the result says something else all the same.
     """
-    pattern = re.compile(rf"({_PRIVACY}^\s*trust\s*=\s*)(?:\"[^\"\n]*\"|'[^'\n]*')", re.MULTILINE | re.DOTALL)
-    changed, count = pattern.subn(rf'\g<1>"{trust}"', text)
-    if not count:
-        changed = re.sub(r"^\[privacy\][^\n]*\n", rf'\g<0>trust = "{trust}"\n', text, flags=re.MULTILINE)
+    changed = _with_word(text, "privacy", "trust", trust)
     if parse_study(changed).privacy.trust != trust:
         raise BadInput(
             "privacy.trust", where="study", allowed="at most one line `trust = ...` under [privacy]"
         )
     return changed
+
+
+def with_model(text: str, model: str) -> str:
+    """Return a study file's text with another ``model`` in its ``[training]`` section.
+
+    Raises:
+        BadInput: there is no such section, or the result says something else all the same.
+    """
+    changed = _with_word(text, "training", "model", model)
+    if parse_study(changed).training.model != model:
+        raise BadInput(
+            "training.model", where="study", allowed="at most one line `model = ...` under [training]"
+        )
+    return changed
+
+
+def _with_word(text: str, section: str, key: str, word: str) -> str:
+    """Put ``key = "word"`` in a section, in place of what it says or as its first line."""
+    pattern = re.compile(
+        rf"({_within(section)}^\s*{key}\s*=\s*)(?:\"[^\"\n]*\"|'[^'\n]*')", re.MULTILINE | re.DOTALL
+    )
+    changed, count = pattern.subn(rf'\g<1>"{word}"', text)
+    if count:
+        return changed
+    return re.sub(rf"^\[{section}\][^\n]*\n", rf'\g<0>{key} = "{word}"\n', text, flags=re.MULTILINE)
 
 
 def federate(
@@ -99,9 +127,41 @@ def federate(
         What a live run with these holders gives; noise included, so two calls differ.
     """
     study = parse_study(text)
+    policy = _policy_for(study)
+    with _simulated(study, holders, policy, report=report, log=log) as (run, ledgers, identity):
+        trained = run.train(sorted(holders))
+        run.close("done")
+        spent = {name: ledger.summary(policy.limits).spent_epsilon for name, ledger in ledgers.items()}
+    return Federated(study=study, trained=trained, identity=identity, spent=spent)
+
+
+def challenge(
+    text: str, holders: Mapping[str, Records], *, report: Callable[[Progress], None] = lambda _: None
+) -> NDArray[np.float64]:
+    """Train the network of a neural study over simulated holders, by the same rounds, noise and ledgers.
+
+    Returns:
+        Its parameters, see :class:`assay.models.neural.NeuralLayout`.
+    """
+    study = parse_study(text)
+    with _simulated(study, holders, _policy_for(study), report=report) as (run, _, _):
+        theta = run.challenge(sorted(holders))
+        run.close("done")
+    return theta
+
+
+@contextmanager
+def _simulated(
+    study: Study,
+    holders: Mapping[str, Records],
+    policy: Policy,
+    *,
+    report: Callable[[Progress], None],
+    log: Callable[[str], None] = lambda _: None,
+) -> Iterator[tuple[Run, dict[str, Ledger], Identity]]:
+    """Set up a coordinator and holders in this process, and everything they keep in memory."""
     coordinator = Identity.generate()
     federation = federation_id(coordinator.public)
-    policy = _policy_for(study)
     ledgers: dict[str, Ledger] = {}
     with tempfile.TemporaryDirectory(prefix="assay-simulation-") as scratch, ExitStack() as opened:
         apps, roster = {}, {}
@@ -135,17 +195,14 @@ def federate(
         )
         run = Run(
             run=secrets.token_hex(16),
-            study_text=text,
+            study_text=study.text,
             courier=courier,
             minimum_holders=len(holders),
             timeout_s=_TIMEOUT_S,
             store=_Forgetful(),
             report=report,
         )
-        trained = run.train(sorted(holders))
-        run.close("done")
-        spent = {name: ledger.summary(policy.limits).spent_epsilon for name, ledger in ledgers.items()}
-    return Federated(study=study, trained=trained, identity=coordinator, spent=spent)
+        yield run, ledgers, coordinator
 
 
 def _policy_for(study: Study) -> Policy:
@@ -160,6 +217,7 @@ def _policy_for(study: Study) -> Policy:
         delta=study.privacy.delta,
         minimum_persons=1,
         epsilon_if_aggregation_fails=None,
+        models=(study.training.model,),
     )
 
 
