@@ -138,6 +138,7 @@ def test_no_field_of_a_leaf_can_name_a_person():
     assert {name for names in (*FIELDS.values(), *OPTIONAL.values()) for name in names} == {
         *("run", "round", "session", "ledger_seq", "version", "code", "question", "outcome", "article"),
         *("study", "sha256", "row_sha256", "holders", "heads", "signature"),
+        *("bundle", "components", "purpose", "statement"),  # a statement is a salted commitment
     }
 
 

@@ -19,6 +19,7 @@ COMMANDS = [
     ("server", "init"), ("server", "admit"), ("server", "revoke"), ("server", "serve"), ("server", "train"),
     ("server", "status"), ("server", "models"), ("server", "witness"),
     ("client", "init"), ("client", "join"), ("client", "check"), ("client", "run"), ("client", "status"),
+    ("client", "points"), ("model", "request"), ("model", "assemble"),
     ("privacy", "ledger"), ("privacy", "audit"), ("privacy", "plan"), ("privacy", "refusals"),
     ("model", "show"), ("model", "verify"), ("model", "score"), ("model", "explain"), ("model", "export"),
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from assay.privacy.terminal import Json, command, emit
+from assay.privacy.terminal import Json, command, emit, note
 
 if TYPE_CHECKING:
     from assay.privacy.keys import Identity
@@ -181,6 +181,64 @@ def status(directory: Directory, as_json: Json = False) -> None:
         f" room for a run of {result['left_epsilon']:.4g}, {len(result['open_runs'])} run(s) open\n"
         f"Ledger      {ledger['seq']} rows {ledger['hash'][:16]}\n"
         f"Audit log   {log['size']} entries {log['root'][:16]}",
+    )
+
+
+@app.command()
+@command
+def points(
+    directory: Directory,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The model, a file that ends in .bundle.")],
+    request: Annotated[
+        Path, typer.Argument(metavar="REQUEST", help="The points-request.json that the recipient sent.")
+    ],
+    person: Annotated[
+        str, typer.Option(help="Identifier in the person column; - reads it from standard input.")
+    ],
+    output: Annotated[Path, typer.Option("--output", help="The statement to write; a new file.")],
+    expect: Annotated[
+        str | None, typer.Option(help="Refuse unless the recipient's fingerprint is this one.")
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="The person column, where client.toml names none.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """State one person's points, encrypted to the recipient in REQUEST; the audit log gets an entry.
+
+    A request is not a proof that the person agreed. Have the person's authorisation, for this recipient and
+    this purpose, before you run this.
+
+    Example: assay client points bank-a card.bundle points-request.json --person - --output bank-a.points
+    """
+    from assay.client.points import state_points
+
+    stated = state_points(
+        directory,
+        bundle,
+        request,
+        person=sys.stdin.readline().strip() if person == "-" else person,
+        output=output,
+        expect=expect,
+        column=column,
+    )
+    if not stated.compared:
+        note(f"The recipient's fingerprint is {stated.recipient}: compare it before the file leaves.")
+    if stated.missing:
+        note(f"no column here, counted as missing: {', '.join(stated.missing)}")
+    emit(
+        {
+            "output": str(stated.output),
+            "components": list(stated.components),
+            "recipient": stated.recipient,
+            "recipient_compared": stated.compared,
+            "expires": stated.expires,
+            "commitment": stated.commitment,
+            "missing_features": list(stated.missing),
+        },
+        as_json=as_json,
+        text=f"{stated.output}: points of {', '.join(stated.components)}, for {stated.recipient} only\n"
+        f"Logged as {stated.commitment}",
     )
 
 

@@ -188,6 +188,26 @@ class Scorecard:
             reasons[part] = self._reasons(points[part], low)
         return self._finished(points, base, total, reasons)
 
+    def add_up(self, points: NDArray[np.int32], pattern: NDArray[np.int32]) -> Scores:
+        """Score N rows whose points are known already, such as those that several holders stated.
+
+        Args:
+            points: int32 [N, F], as :attr:`Scores.points`; not looked at where the component is absent.
+            pattern: int32 [N], the components of each row, see :attr:`Encoded.pattern`.
+
+        Raises:
+            BadInput: the arrays do not fit this card.
+        """
+        rows, features = len(pattern), len(self.grid.features)
+        known = ((pattern >= 1) & (pattern <= self.grid.patterns)).all()
+        if points.shape != (rows, features) or not known:
+            raise BadInput("points", allowed=f"{features} per row, and at least one component")
+        there = (pattern[:, None] >> self.grid.members[None, :] & 1) == 1
+        own = np.where(there, points, 0).astype(np.int32)
+        base = self.bases[pattern - 1]
+        low = np.where(there, 0, ABSENT).astype(np.int32)
+        return self._finished(own, base, own.sum(axis=1, dtype=np.int64) + base, self._reasons(own, low))
+
     def probability_of(self, total: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the chance of bad at uncapped totals, float64, overflow-free."""
         scale = self.study.scale

@@ -35,10 +35,12 @@ FIELDS: dict[str, frozenset[str]] = {
     "closed": frozenset({"ledger_seq", "outcome", "row_sha256", "run"}),
     "countersigned": frozenset({"heads", "signature"}),
     "refused": frozenset({"code", "question", "run"}),
+    "points": frozenset({"bundle", "components", "purpose", "statement"}),
+    "points_refused": frozenset({"code"}),
 }
 """What a leaf of each kind holds: text of at most 512 printable ASCII characters, or a whole number."""
 
-OPTIONAL = {"declined": frozenset({"article"}), "refused": frozenset({"article"})}
+OPTIONAL = {kind: frozenset({"article"}) for kind in ("declined", "refused", "points_refused")}
 """What a leaf may hold besides: the rule of the policy pack that a refusal rests on."""
 
 _NUMBERS = frozenset({"ledger_seq", "round", "session"})

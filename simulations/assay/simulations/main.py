@@ -25,6 +25,7 @@ def build() -> typer.Typer:
     from assay.client.cli import app as client_app
     from assay.models.cli import model_app, study_app
     from assay.models.plan import plan
+    from assay.models.points_cli import assemble, request
     from assay.privacy.cli import app as privacy_app
     from assay.server.cli import app as server_app
     from assay.simulations.cli import demo, population, simulate
@@ -46,6 +47,8 @@ def build() -> typer.Typer:
     app.add_typer(privacy_app, name="privacy", help="What is spent, what is left, what a run would cost.")
     app.command()(population)
     app.command()(simulate)
+    model_app.command()(request)
+    model_app.command()(assemble)
     app.add_typer(model_app, name="model", help="A finished bundle: show, verify, score, explain.")
     return app
 
