@@ -23,6 +23,7 @@ from assay.models.explain import explain, explanation_in_words
 from assay.models.label import privacy_label
 from assay.models.page import STYLE
 from assay.models.personal_charts import band_chart, band_ranges
+from assay.models.points_chart import points_chart
 from assay.models.schema import Scale
 from assay.models.scorecard import Scorecard, band_cuts
 from assay.models.study import parse_study
@@ -167,6 +168,14 @@ def test_points_on_the_page_add_up_to_the_score(tmp_path, record, shift):
     desc = re.search(r'<desc id="bars-desc">(.*?)</desc>', html)[1]
     *terms, total = [number(part.rsplit(": ", 1)[1]) for part in desc.split("; ")]
     assert sum(terms) == total == explained["score"]
+
+
+def test_bars_that_do_not_fit_are_drawn_as_one_so_that_the_sum_is_kept():
+    rows = [(f"Feature {i}", "1", points) for i, points in enumerate([5, -40, 3, 0, 7, -2])]
+    chart = points_chart("k", title="Points", rows=rows, shown=2, longest=40, before=("Start", 600))
+    desc = re.search(r'<desc id="k-desc">(.*?)</desc>', chart)[1]
+    assert desc == "Start: 600; Feature 1: 1: −40; Feature 4: 1: +7; 4 more features: +6"
+    assert chart.count("<rect") == 3
 
 
 def test_every_text_of_a_study_is_escaped(tmp_path):
@@ -435,6 +444,10 @@ def test_bands_on_the_page_are_those_of_the_score(scale):
             chart = band_chart(score, words, scale)
             assert f"Your score: {score}, {words}" in chart
             places.append((score, float(re.search(r'd="M([\d.]+) [\d.]+ L[^"]*" class="needle"', chart)[1])))
+    width = (340 - 2 * 16) / len(ranges)
+    for place, (_, low, high) in enumerate(ranges[:-1], start=1):
+        # The last score of a band lies one score before the next band.
+        assert dict(places)[high] == pytest.approx(16 + width * (place - 1 / (high + 1 - low)), abs=0.051)
     places.sort()
     assert [x for _, x in places] == sorted(x for _, x in places)
     assert places[0][1] == pytest.approx(16)
