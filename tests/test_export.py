@@ -181,6 +181,14 @@ def test_sqlite_reads_a_text_from_a_column_of_numbers(made, tmp_path):
     same_rows(in_sqlite(query, {HOUSE: values}), expected(made, {HOUSE: texts}), names)
 
 
+@pytest.mark.parametrize("column", [AMOUNT, STATUS, HOUSE])
+def test_sqlite_takes_an_empty_text_for_missing(column, made, tmp_path):
+    query = write(made, "sql", tmp_path, columns=[column]).read_text()
+    first, second, third = in_sqlite(query, {column: np.array(["", " ", None], dtype=object)})
+    assert tuple(first) == tuple(second) == tuple(third)
+    assert first["score"] is not None
+
+
 def test_other_columns_go_into_the_result_of_a_query(made, cells, tmp_path):
     people = [f"person {i}" for i in range(len(cells[AMOUNT]))]
     query = write(made, "sql", tmp_path, platform="shop").read_text()
