@@ -59,8 +59,8 @@ class Policy:
         epsilon_if_aggregation_fails: under ``"distributed"``, most privacy loss of one person in one run if
             every mask fell and only this holder's own share of the noise were left; above 0, or None for no
             limit. The more holders there are said to be, the smaller that share.
-        models: kinds of model that are trained, each ``"additive"`` or ``"neural"``; at least one. A network is
-            only ever compared with a scorecard, in a simulation.
+        models: kinds of model that are trained, each ``"additive"`` or ``"neural"``; at least one. A network
+            is only ever compared with a scorecard, in a simulation.
         peers: fingerprints of the other holders by name. Empty: whom the coordinator names. Otherwise
             nobody else is summed with, whatever the coordinator says.
     """

@@ -1,8 +1,8 @@
 """The neural challenger: a small network under the same privacy, to see what a scorecard gives away.
 
 It is trained like the scorecard, one noisy clipped gradient sum over all persons per round, with per-sample
-gradients from Opacus' hooks (``GradSampleModule``). Nobody is scored with it: it has no points to explain. Its
-inputs are made of the scorecard's public cells, so both see the same records in the same way.
+gradients from Opacus' hooks (``GradSampleModule``). Nobody is scored with it: it has no points to explain.
+Its inputs are made of the scorecard's public cells, so both see the same records in the same way.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class NeuralLayout:
         return nn.Sequential(first, nn.Tanh(), last, nn.Flatten(0)).double()
 
     def start(self, study: Study) -> Vector:
-        """Return the parameters that training starts from, float64 [width]: Xavier, from the study's digest."""
+        """Return the public parameters that training starts from, float64 [width]."""
         seed = int.from_bytes(hashlib.sha256(study.digest.encode()).digest()[:8], "big")
         rng, theta = np.random.default_rng(seed), np.zeros(self.width)
         weights = self.inputs * HIDDEN

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from assay.client.records import Records
 from assay.models.encoding import Grid
@@ -20,8 +21,9 @@ from assay.models.explain import explain
 from assay.models.scorecard import Scorecard, Scores
 from assay.models.study import parse_study
 from assay.privacy.errors import BadInput
-from assay.simulations.engine import Federated, federate, with_trust
+from assay.simulations.engine import Federated, challenge, federate, with_model, with_trust
 from assay.simulations.findings import Comparison, LocalSpread, Metrics, PersonLine
+from assay.simulations.unprotected import train_unprotected
 
 __all__ = [
     "Baselines",
@@ -56,16 +58,26 @@ class Baselines:
     Attributes:
         local: each holder's own model, by name.
         pooled: the model of one holder that has everything.
+        unprotected: the same model without privacy.
+        neural: metrics of a network trained together at the same epsilon; None where the study asks for none.
     """
 
     local: dict[str, Evaluation]
     pooled: Evaluation
+    unprotected: Evaluation
+    neural: Metrics | None = None
 
     def compared_with(self, federated: Evaluation) -> Comparison:
         """Return the three side by side."""
         aurocs = [own.metrics.auroc for own in self.local.values()]
         spread = LocalSpread(mean=float(np.mean(aurocs)), low=min(aurocs), high=max(aurocs))
-        return Comparison(local=spread, federated=federated.metrics, pooled=self.pooled.metrics)
+        return Comparison(
+            local=spread,
+            federated=federated.metrics,
+            pooled=self.pooled.metrics,
+            unprotected=self.unprotected.metrics,
+            neural=self.neural,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the baselines as the JSON of ``assay simulate``; local-only is the mean over holders."""
@@ -76,6 +88,9 @@ class Baselines:
             "local_only_auroc_by_holder": aurocs,
             "pooled_auroc": self.pooled.metrics.auroc,
             "pooled": asdict(self.pooled.metrics),
+            "non_private_auroc": self.unprotected.metrics.auroc,
+            "non_private": asdict(self.unprotected.metrics),
+            **({} if self.neural is None else {"neural_auroc": self.neural.auroc}),
         }
 
 
@@ -129,14 +144,36 @@ def train_baselines(
         test: held-out records.
         step: called with words before each training.
     """
-    text, local = with_trust(text, "local"), {}
+    neural = None
+    if parse_study(text).training.model == "neural":
+        step("neural network, together")
+        neural = _network(text, holders, test)
+    text, local = with_model(with_trust(text, "local"), "additive"), {}
     for name, records in holders.items():
         step(f"local-only model of {name}")
         alone = federate(text, {name: records})
         local[name] = evaluate(scorecard_of(alone), test)
     step("pooled model")
-    together = federate(text, {"pooled": pool(list(holders.values()), Grid.of(parse_study(text)))})
-    return Baselines(local=local, pooled=evaluate(scorecard_of(together), test))
+    study = parse_study(text)
+    everything = pool(list(holders.values()), Grid.of(study))
+    together = federate(text, {"pooled": everything})
+    step("pooled model without privacy")
+    return Baselines(
+        local=local,
+        pooled=evaluate(scorecard_of(together), test),
+        unprotected=evaluate(train_unprotected(study, everything), test),
+        neural=neural,
+    )
+
+
+def _network(text: str, holders: Mapping[str, Records], test: Records) -> Metrics:
+    """Train the study's network over all holders, at the study's epsilon and trust, and measure it."""
+    from assay.models.neural import NeuralLayout
+
+    grid = Grid.of(parse_study(text))
+    theta = challenge(text, holders)
+    log_odds = NeuralLayout(grid=grid).log_odds(theta, grid.encode(test.columns, test.patterns))
+    return Metrics.of(test.labels, expit(log_odds))
 
 
 def pool(parts: list[Records], grid: Grid) -> Records:

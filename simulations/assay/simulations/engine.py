@@ -52,7 +52,8 @@ class Federated:
 
 
 def _within(section: str) -> str:
-    """A section's header and what follows up to the next one, as a pattern; a bracket in a comment is none."""
+    """A section's header and what follows up to the next one, as a pattern."""
+    # A bracket in a comment is no header.
     return rf"^\[{section}\](?:(?!^\s*\[).)*?"
 
 

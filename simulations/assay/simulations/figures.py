@@ -39,6 +39,12 @@ def comparison_chart(report: Report) -> str:
         singles += [local.low, local.high]
     if pooled is not None:
         rows.append(("All records pooled, same ε", pooled.auroc, "square", "pooled"))
+    if report.comparison.neural is not None:
+        rows.append(("Neural network, together, same ε", report.comparison.neural.auroc, "circle", "hollow"))
+    if report.comparison.unprotected is not None:
+        rows.append(
+            ("All records pooled, no privacy", report.comparison.unprotected.auroc, "square", "hollow")
+        )
     bottom = 54.0 * len(rows) + 4
     x = _auroc_span([*singles, *(value for _, value, _, _ in rows)])
     plot = Plot(x=x, y=Span(low=0, high=1, start=bottom, stop=4))

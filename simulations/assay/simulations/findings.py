@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from assay.models import metrics
 from assay.models.schema import Scale
 from assay.privacy.errors import BadInput
+from assay.simulations.unprotected import GroupLine
 
 __all__ = ["Comparison", "HolderLine", "LocalSpread", "Metrics", "PersonLine", "Report", "Trust"]
 
@@ -106,11 +107,15 @@ class Comparison:
         local: over holders; None where no holder's own model was trained.
         federated: the model this report is about.
         pooled: trained on all records in one place, at the same epsilon; None where it was not.
+        unprotected: the same without privacy.
+        neural: a network trained together at the same epsilon; None where the study asks for none.
     """
 
     local: LocalSpread | None
     federated: Metrics
     pooled: Metrics | None
+    unprotected: Metrics | None = None
+    neural: Metrics | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +216,8 @@ class Report:
         pooled_probability: float64 [N] of the pooled model, or None.
         local_probability: float64 [N] of the best local-only model, or None.
         people: a few records with points and reasons; may be empty.
+        cut_off: the score from which a person is approved, in the section on groups.
+        groups: fairness groups on the held-out records; may be empty.
         bundle_name: file name of the signed model.
         fingerprint: of the bundle, as ``assay model show`` prints it.
         notes: where the held-out rows come from, what the numbers do not say.
@@ -235,6 +242,8 @@ class Report:
     pooled_probability: NDArray[np.float64] | None = field(default=None, repr=False)
     local_probability: NDArray[np.float64] | None = field(default=None, repr=False)
     people: tuple[PersonLine, ...] = ()
+    cut_off: int = 0
+    groups: tuple[GroupLine, ...] = ()
     bundle_name: str
     fingerprint: str
     notes: tuple[str, ...] = ()

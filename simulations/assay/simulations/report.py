@@ -18,6 +18,7 @@ from assay.models.svg import safe
 from assay.privacy.files import write_durably
 from assay.simulations import figures
 from assay.simulations.findings import Comparison, HolderLine, LocalSpread, Metrics, PersonLine, Report, Trust
+from assay.simulations.groups import groups_section
 from assay.simulations.page import figure, page
 from assay.simulations.people import people_section
 from assay.simulations.tallies import BandRow, calibration_rows, score_rows
@@ -53,6 +54,7 @@ def _html(report: Report) -> str:
         ("ranking", "Ranking", _ranking),
         ("calibrated", "Are the probabilities right?", _calibration),
         ("distribution", "Scores by outcome", _scores),
+        ("groups", "Groups", groups_section),
         ("budget", "Privacy", _privacy),
         ("persons", "A few records, explained", people_section),
         ("reading", "How to read this", _reading),
@@ -105,6 +107,12 @@ def _comparison(report: Report) -> str:
     rows = [("Federated", *_metrics(federated))]
     if pooled is not None:
         rows.append(("Pooled, same ε", *_metrics(pooled)))
+    for words, metrics in (
+        ("Neural network, same ε", report.comparison.neural),
+        ("Pooled, no privacy", report.comparison.unprotected),
+    ):
+        if metrics is not None:
+            rows.append((words, *_metrics(metrics)))
     if local is not None:
         spread = (("average", local.mean), ("weakest", local.low), ("best", local.high))
         rows += [(f"Alone, {name}", f"{value:.3f}", "–", "–", "–", "–") for name, value in spread]
@@ -131,7 +139,13 @@ def _gain(comparison: Comparison) -> str:
         )
     if comparison.pooled is not None:
         gain = moved(federated - comparison.pooled.auroc)
-        words += f"Next to pooling all records in one place at the same ε, it {gain}."
+        words += f"Next to pooling all records in one place at the same ε, it {gain}. "
+    if comparison.unprotected is not None:
+        gain = moved(federated - comparison.unprotected.auroc)
+        words += f"Next to pooling them without any privacy, it {gain}. "
+    if comparison.neural is not None:
+        gain = moved(federated - comparison.neural.auroc)
+        words += f"Next to a neural network, which could not explain its scores, it {gain}."
     return words.rstrip()
 
 

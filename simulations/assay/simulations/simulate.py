@@ -19,7 +19,7 @@ from assay.privacy.errors import BadInput
 from assay.privacy.files import make_private_dir
 from assay.server.publish import publish
 from assay.simulations.comparison import evaluate, records_at, scorecard_of, train_baselines
-from assay.simulations.engine import federate, with_epsilon
+from assay.simulations.engine import federate, with_epsilon, with_model
 from assay.simulations.findings import HolderLine, Trust
 from assay.simulations.partition import MAX_HOLDERS, NAMED, hold_out, split
 from assay.simulations.summary import summarise
@@ -79,8 +79,7 @@ class Simulation:
 
         Raises:
             BadInput: study, data, partition or an epsilon is not what it must be; nothing is written.
-            Refused: the study's trust needs more holders (code ``"holders"``), or its model is not
-                available; nothing is read or written.
+            Refused: the study's trust needs more holders (code ``"holders"``); nothing is read or written.
         """
         if not 1 <= self.holders <= MAX_HOLDERS:
             raise BadInput("--holders", value=self.holders, allowed=f"1 to {MAX_HOLDERS}")
@@ -88,7 +87,6 @@ class Simulation:
         texts = [with_epsilon(text, e) for e in self.epsilons] or [text]
         for each in texts:
             checked = parse_study(each, where=str(self.study))
-            checked.require_trainable()
             checked.require_holders(self.holders)
         require_new(self.out)
         step("reading records")
@@ -140,7 +138,7 @@ class Simulation:
         epsilon = study.privacy.epsilon
         start = time.monotonic()
         done = federate(
-            text,
+            with_model(text, "additive"),
             holders,
             report=lambda p: step(f"epsilon {epsilon:g}: federated, round {p.round}/{p.rounds}"),
         )
@@ -153,7 +151,7 @@ class Simulation:
         bundle, report = self.out / f"{stem}.bundle", self.out / f"{stem}.html"
         label = publish(
             bundle,
-            study=study,
+            study=done.study,
             trained=done.trained,
             identity=done.identity,
             created=time.time(),
@@ -201,6 +199,8 @@ class Simulation:
             "rows": sum(part.rows for part in holders.values()),
             "test_rows": test.rows,
             "seconds": seconds,
+            "held": label["held"],
+            "audit": {**done.trained.audit, "calibration_step": done.trained.platt.to_json()},
             "bundle": str(bundle),
             "report": str(report),
             "baselines": baselines.to_json(),

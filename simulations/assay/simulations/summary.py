@@ -10,6 +10,7 @@ from assay.models.label import label_in_words
 from assay.models.schema import Study
 from assay.simulations.comparison import Baselines, Evaluation, people_lines
 from assay.simulations.report import HolderLine, Report, Trust, write_report
+from assay.simulations.unprotected import group_lines
 
 __all__ = ["summarise"]
 
@@ -67,6 +68,8 @@ def summarise(
             pooled_probability=baselines.pooled.scores.probability,
             local_probability=best.scores.probability,
             people=people_lines(federated, test),
+            cut_off=study.scale.threshold,
+            groups=group_lines(federated.card, baselines.unprotected.card, test),
             bundle_name=bundle.name,
             fingerprint=signed.fingerprint,
             notes=notes,
