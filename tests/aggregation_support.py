@@ -29,7 +29,7 @@ FOUR = (*NAMES, "west")
 SEVEN = (*FOUR, "xena", "yan", "zoe")
 IDENTITIES = {name: Identity.generate() for name in SEVEN}
 LIMITS = policy().limits
-START = np.zeros(GRID.size + 1)
+START = np.zeros(GRID.width)
 
 
 class Killed(BaseException):

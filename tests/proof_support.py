@@ -178,7 +178,7 @@ class Coordinator:
 
     def question(self, number: int, *, rounds: int, theta=None, active=None) -> MaskRequest:
         """Return the question of a round."""
-        theta = np.zeros(self.grid.size + 1) if theta is None else theta
+        theta = np.zeros(self.grid.width) if theta is None else theta
         return MaskRequest(
             run=RUN,
             session=number // SESSION_ROUNDS,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Any
+
 import numpy as np
 from toy_study import COORDINATOR, FEDERATION, GRID, RUN, TEXT, holder, policy, records
 
 from assay.client.app import make_app
+from assay.models.audit import audit_of, near_means
+from assay.models.calibration import platt_step
 from assay.models.fitting import Fit
-from assay.models.label import counts_mechanism, gradient_mechanism
+from assay.models.label import mechanism_of
+from assay.models.scorecard import Scorecard
 from assay.models.study import parse_study
+from assay.models.tally import AuditTally, CalibrationTally
+from assay.privacy.accounting import TALLIES
 from assay.privacy.auditlog import AuditLog
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
@@ -51,6 +59,16 @@ class Store:
     def save_collected(self, collected):
         assert self.sums.setdefault(collected.round, collected) == collected
         self.after("collected")
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What a run must end in."""
+
+    theta: Any
+    counts: Any
+    card: Scorecard
+    audit: dict
 
 
 class Federation:
@@ -163,23 +181,33 @@ class Federation:
             in_sum: function of the round; names whose integers are in its sum.
 
         Returns:
-            The fitted log-odds and the counts, as the run must have them to the last bit.
+            The calibrated log-odds, the counts, the card and its audit, as the run must have them to the last
+            bit. All holders have all components, and share the persons equally as far as anybody knows.
         """
-        study, first = self.study, in_sum(0)
-        tolerated = study.privacy.tolerated
+        study, first, everything = self.study, in_sum(0), (GRID.patterns,)
+        tolerated, rounds = study.privacy.tolerated, study.training.rounds
         noises = len(first) / (len(first) - tolerated) if study.privacy.trust == "distributed" else len(first)
-        counts = self.added(0, first) * counts_mechanism(study, GRID).unit
-        rounds = study.training.rounds
-        mechanism = gradient_mechanism(study, GRID, rounds)
-        std = mechanism.std * noises**0.5
-        fit = Fit(GRID, counts=counts, gradient_noise_std=std, rounds=rounds)
-        share = fit.persons / len(first)
-        persons = dict.fromkeys(first, share)
-        while fit.done < rounds:
-            names = in_sum(fit.done + 1)
+        mechanisms = [
+            mechanism_of(study, GRID, number=number, rounds=rounds) for number in range(rounds + TALLIES + 1)
+        ]
+        stds = [each.std * noises**0.5 for each in mechanisms]
+        counts = self.added(0, first) * mechanisms[0].unit
+        fit = Fit(GRID, counts=counts, gradient_noise_std=stds[1], rounds=rounds, patterns=everything)
+        persons = dict.fromkeys(first, fit.persons / len(first))
+
+        def whole(number):
+            names = in_sum(number)
             scale = sum(persons.values()) / sum(persons[name] for name in names)
-            fit.update(self.added(fit.done + 1, names) * mechanism.unit * scale)
-        return fit.result(study), counts
+            return self.added(number, names) * mechanisms[number].unit * scale
+
+        while fit.done < rounds:
+            fit.update(whole(fit.done + 1))
+        platt = platt_step(CalibrationTally(grid=GRID), whole(rounds + 1), stds[-2])
+        theta = platt.theta(fit.result(study), GRID)
+        card, tally = Scorecard.of(study, GRID, theta, counts), AuditTally(study=study, grid=GRID)
+        audited = whole(rounds + 2)
+        near = near_means(tally, card, audited, stds[-1])
+        return Plain(theta, counts, replace(card, near=near), audit_of(tally, card, audited, stds[-1]))
 
     def added(self, number, names):
         return sum(self.payload(name, number) for name in names).astype(np.float64)
@@ -205,6 +233,15 @@ class Faulty:
             answers[name] = honest() if fault is None else fault(message, honest)
         self._of.crash("after", question)
         return answers
+
+
+def check_exact(federation, trained, in_sum):
+    """The result is what plain addition of the integers in the holders' ledgers gives, to the last bit."""
+    plain = federation.plain_fit(in_sum)
+    assert trained.counts.tobytes() == plain.counts.tobytes()
+    assert trained.theta.tobytes() == plain.theta.tobytes()
+    assert trained.card.to_json() == plain.card.to_json()
+    assert trained.audit == plain.audit
 
 
 def lost(kind, *, number=None, reached=True):

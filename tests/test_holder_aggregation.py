@@ -23,13 +23,27 @@ from aggregation_support import (
     shares_request,
 )
 from scipy import stats
-from toy_study import FEDERATION, GRID, OTHER_RUN, ROUNDS, RUN, SUMMED, TEXT, counts, gradient, offer, policy
+from toy_study import (
+    FEDERATION,
+    GRID,
+    LAST,
+    OTHER_RUN,
+    ROUNDS,
+    RUN,
+    SUMMED,
+    TEXT,
+    counts,
+    gradient,
+    offer,
+    policy,
+)
 
 from assay.client import aggregation, circle
 from assay.client.training import LocalTraining
-from assay.models.label import counts_mechanism, gradient_mechanism
+from assay.models.label import mechanism_of
 from assay.models.study import parse_study
 from assay.privacy import mechanism
+from assay.privacy.accounting import TALLIES
 from assay.privacy.auditlog import AuditLog
 from assay.privacy.errors import BadInput, Refused
 from assay.privacy.ledger import Ledger
@@ -70,16 +84,14 @@ def four(make):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The names of the sums that were computed from records."""
-    calls = []
-    for what in ("counts", "gradient"):
-        real = getattr(LocalTraining, what)
+    """The rounds whose sums were computed from records."""
+    calls, real = [], LocalTraining.noisy
 
-        def spy(self, *args, _real=real, _what=what, **settings):
-            calls.append(_what)
-            return _real(self, *args, **settings)
+    def spy(self, *, number, **settings):
+        calls.append(number)
+        return real(self, number=number, **settings)
 
-        monkeypatch.setattr(LocalTraining, what, spy)
+    monkeypatch.setattr(LocalTraining, "noisy", spy)
     return calls
 
 
@@ -98,14 +110,13 @@ class TestWholeRun:
     @pytest.mark.parametrize("twice", [False, True], ids=["at once", "every question twice, with restarts"])
     def test_the_sum_is_exact_and_every_round_is_charged_once(self, make, twice):
         federation = make(twice=twice).begin()
-        for number in range(ROUNDS + 1):
+        for number in range(LAST + 1):
             masked = federation.masked(number)
             assert np.array_equal(federation.total(number, masked), federation.stored(number))
         federation.close()
         for home in federation.homes.values():
-            assert [row["round"] for row in home.rows("charge")] == list(range(ROUNDS + 1))
-            assert [row["round"] for row in home.rows("release")] == list(range(ROUNDS + 1))
-            assert [row["round"] for row in home.rows("open")] == list(range(ROUNDS + 1))
+            for kind in ("charge", "release", "open"):
+                assert [row["round"] for row in home.rows(kind)] == list(range(LAST + 1))
             spent = home.ledger.summary(LIMITS).spent_epsilon
             assert 2.0 * (1 - 1e-6) <= spent <= 2.0
             home.ledger.verify()
@@ -116,12 +127,13 @@ class TestWholeRun:
             (row,) = home.rows("charge")
             assert row["noise_share"] == 1 / 3  # four holders, one tolerated
             assert row["question"] == four.context(0).hex()
-            assert row["noise_multiplier"] == counts_mechanism(STUDY, GRID, 3).noise_multiplier
+            promised = mechanism_of(STUDY, GRID, number=0, rounds=0, contributors=3)
+            assert row["noise_multiplier"] == promised.noise_multiplier
 
     def test_what_leaves_one_holder_looks_like_chance(self, three):
         """All bits of many masked values: each is one half the time, but for one in a million tries."""
         bits = []
-        for number in range(ROUNDS + 1):
+        for number in range(LAST + 1):
             masked = three.masked(number)["north"].values
             assert not np.any(masked == three.homes["north"].integers(number).view(np.uint64))
             bits.append(np.unpackbits(masked.view(np.uint8)))
@@ -158,14 +170,12 @@ class TestNoise:
         noisy.set_up(session=1)
         plain.set_up(session=1)
         found = []
-        for number in range(self.T + 1):
+        for number in range(self.T + TALLIES + 1):
             total = noisy.total(number, noisy.masked(number, rounds=self.T), rounds=self.T)
             with monkeypatch.context() as off:
                 off.setattr(mechanism, "discrete_gaussian", lambda size, *_: np.zeros(size, dtype=np.int64))
                 truth = plain.total(number, plain.masked(number, rounds=self.T), rounds=self.T)
-            promised = (
-                gradient_mechanism(STUDY, GRID, self.T, 2) if number else counts_mechanism(STUDY, GRID, 2)
-            )
+            promised = mechanism_of(STUDY, GRID, number=number, rounds=self.T, contributors=2)
             # All three have answered: their noise is 3/2 of what is promised with one of them tolerated.
             found.append((total - truth) / (promised.std / promised.unit * math.sqrt(3 / 2)))
         return np.concatenate(found)
@@ -425,7 +435,7 @@ class TestOneQuestionPerRound:
     def test_another_question_is_refused_when_the_first_was_only_charged(self, four, monkeypatch):
         home = four.homes["north"]
         with monkeypatch.context() as killed:
-            killed.setattr(LocalTraining, "counts", kill)
+            killed.setattr(LocalTraining, "noisy", kill)
             with pytest.raises(Killed):
                 home.holder.answer(four.mask("north"))
         home.restart()
@@ -477,7 +487,7 @@ class TestOneQuestionPerRound:
         assert refusal(three.homes["north"], question) == "aggregation"
         assert trained == []
 
-    @pytest.mark.parametrize("theta", [np.zeros(GRID.size), np.full(GRID.size + 1, 1e300)])
+    @pytest.mark.parametrize("theta", [np.zeros(GRID.size), np.full(GRID.width, 1e300)])
     def test_parameters_of_no_model_are_refused_and_cost_nothing(self, three, theta):
         home = three.homes["north"]
         with pytest.raises(BadInput, match="theta"):
@@ -714,7 +724,7 @@ def never(*args, **settings):
 
 MASK_STEPS = [
     (Ledger, "charge"),
-    (LocalTraining, "counts"),
+    (LocalTraining, "noisy"),
     (Ledger, "release"),
     (AuditLog, "append"),
     (Member, "sent"),
@@ -750,9 +760,9 @@ class TestKilled:
         home, question = three.homes["north"], three.mask("north")
         assert die(monkeypatch, home, question, where, when)
         masked = three.masked(0)
-        if where[1] not in ("charge", "counts") and (where[1], when) != ("release", "before"):
+        if where[1] not in ("charge", "noisy") and (where[1], when) != ("release", "before"):
             home.restart()
-            monkeypatch.setattr(LocalTraining, "counts", never)
+            monkeypatch.setattr(LocalTraining, "noisy", never)
         assert bare(home.holder.answer(question)) == bare(masked["north"])
         assert np.array_equal(three.total(0, masked), three.stored(0))
         assert len(home.rows("charge")) == len(home.rows("release")) == len(home.log("release")) == 1

@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
-from rounds_support import NAMES, Federation, Store
+from rounds_support import NAMES, Federation, Store, check_exact
 from toy_study import (
     COORDINATOR,
     FEATURES,
     FEDERATION,
     GRID,
+    LAST,
     ROUNDS,
     RUN,
     STUDY,
@@ -23,7 +24,7 @@ from toy_study import (
 )
 
 from assay.client.app import make_app
-from assay.models.label import counts_mechanism, gradient_mechanism
+from assay.models.label import mechanism_of
 from assay.privacy.errors import Refused, Tampered, Unavailable
 from assay.privacy.keys import Identity
 from assay.privacy.messages import (
@@ -86,16 +87,22 @@ class Scripted:
 
     def answer(self, name, message):
         if isinstance(message, Offer):
-            return Accepted(run=RUN)
+            return Accepted(run=RUN, pattern=GRID.patterns)
         if isinstance(message, CountsRequest):
-            unit = counts_mechanism(STUDY, GRID).unit
-            values = np.rint(np.full(GRID.size, 500.0) / unit).astype(np.int64)
-            return Release(run=RUN, round=0, unit=unit, values=values)
+            unit = mechanism_of(STUDY, GRID, number=0, rounds=0).unit
+            values = np.zeros(GRID.width)
+            for start, end in itertools.pairwise(GRID.offsets):
+                values[start:end] = 4000.0 / (end - start)
+            values[-1] = 4000.0  # everybody has everything
+            return Release(run=RUN, round=0, unit=unit, values=np.rint(values / unit).astype(np.int64))
         if name in self.silent:
             return NoAnswer(reason="lost")
-        unit = gradient_mechanism(STUDY, GRID, message.rounds).unit
-        values = np.arange(GRID.size + 1, dtype=np.int64) << 22
-        return Release(run=RUN, round=message.round, unit=unit, values=values)
+        noise = mechanism_of(STUDY, GRID, number=message.round, rounds=message.rounds)
+        if message.round <= message.rounds:
+            values = np.arange(noise.size, dtype=np.int64) << 22
+        else:
+            values = np.full(noise.size, round(20.0 / noise.unit))
+        return Release(run=RUN, round=message.round, unit=noise.unit, values=values)
 
     def train(self):
         run = Run(
@@ -117,11 +124,11 @@ class TestWhole:
         assert kinds == [
             (kind, number)
             for kind, number in [(Offer, 0), (CountsRequest, 0)]
-            + [(GradientRequest, r + 1) for r in range(ROUNDS)]
+            + [(GradientRequest, r + 1) for r in range(LAST)]
             for _ in NAMES
         ]
         assert (trained.rounds, trained.holders) == (ROUNDS, NAMES)
-        assert trained.theta.shape == (GRID.size + 1,)
+        assert trained.theta.shape == (GRID.width,)
         assert np.isfinite(trained.theta).all()
         for name in NAMES:
             assert 2.0 * (1 - 1e-6) <= federation.spent(name) <= 2.0
@@ -129,7 +136,7 @@ class TestWhole:
     def test_every_holder_gets_the_same_parameters(self, federation):
         federation.train()
         gradients = [message for _, message in federation.asked if isinstance(message, GradientRequest)]
-        for number in range(1, ROUNDS + 1):
+        for number in range(1, LAST + 1):
             assert len({m.theta.tobytes() for m in gradients if m.round == number}) == 1
 
     def test_counts_are_the_exact_sum_of_what_was_released(self, federation):
@@ -150,17 +157,17 @@ class TestWhole:
         unit = released["east"].unit
         assert np.allclose(trained.counts, total * unit, rtol=1e-12, atol=1e-12 * unit * 2**30)
         # Three times 300 persons, each once per feature, with noise.
-        assert trained.counts.sum() / FEATURES == pytest.approx(900, rel=0.5)
+        assert trained.counts[: GRID.size].sum() / FEATURES == pytest.approx(900, rel=0.5)
 
     def test_the_model_is_what_the_ledgers_integers_give(self, federation):
         trained = federation.train()
-        theta, counts = federation.plain_fit(lambda number: NAMES)
-        assert trained.counts.tobytes() == counts.tobytes()
-        assert trained.theta.tobytes() == theta.tobytes()
+        check_exact(federation, trained, lambda number: NAMES)
 
     def test_progress_shows_what_is_spent_and_it_only_grows(self, federation):
         federation.train()
-        assert [step.kind for step in federation.reports] == ["offer", "counts"] + ["round"] * ROUNDS
+        kinds = ["offer", "counts", *["round"] * ROUNDS, "calibration", "audit"]
+        assert [step.kind for step in federation.reports] == kinds
+        assert [step.round for step in federation.reports] == [0, *range(LAST + 1)]
         spent = [step.epsilon for step in federation.reports]
         assert spent == sorted(spent)
         assert spent[0] == 0
@@ -263,6 +270,8 @@ class TestDropped:
         assert two.holders == ("east", "north")
         assert np.abs(three.theta).max() > 0.1
         assert np.allclose(two.theta, three.theta, rtol=1e-9, atol=1e-12)
+        assert three.baseline["scores"] == pytest.approx([120.0] * 20, rel=1e-3)
+        assert two.baseline["scores"] == pytest.approx(three.baseline["scores"], rel=1e-9)
 
     @pytest.mark.parametrize(
         ("fault", "detail"),
@@ -274,7 +283,7 @@ class TestDropped:
             (changed(2, values=lambda answer: answer.values + 2**45), "larger than its persons"),
             (changed(2, unit=lambda answer: answer.unit * 2), "another grid"),
             (changed(2, unit=lambda answer: np.nextafter(answer.unit, 1.0).item()), "another grid"),
-            (lambda message, honest: Accepted(run=RUN), "unexpected"),
+            (lambda message, honest: Accepted(run=RUN, pattern=1), "unexpected"),
         ],
         ids=[
             "next round",
@@ -305,7 +314,7 @@ class TestDropped:
         )
         federation.faults = {"south": huge}
         assert np.abs(federation.train().theta).max() <= 10.0
-        assert federation.store.saved[-1][0] == ROUNDS
+        assert federation.store.saved[-1][0] == LAST
 
 
 class TestResuming:
@@ -313,7 +322,7 @@ class TestResuming:
     def whole(self, federation):
         return federation.train()
 
-    @pytest.mark.parametrize("number", range(ROUNDS + 1))
+    @pytest.mark.parametrize("number", range(LAST + 1))
     def test_from_every_checkpoint_it_ends_in_the_same_model_bit_for_bit(self, federation, whole, number):
         """The holders have released all rounds already, so they repeat what they sent."""
         charged = {name: federation.ledgers[name].charged(RUN) for name in NAMES}
@@ -322,6 +331,8 @@ class TestResuming:
         again = federation.run().train([], state)
         assert again.theta.tobytes() == whole.theta.tobytes()
         assert again.counts.tobytes() == whole.counts.tobytes()
+        assert (again.audit, again.baseline) == (whole.audit, whole.baseline)
+        assert again.card.to_json() == whole.card.to_json()
         assert (again.rounds, again.holders) == (whole.rounds, whole.holders)
         assert {name: federation.ledgers[name].charged(RUN) for name in NAMES} == charged
 
@@ -363,7 +374,7 @@ class TestResuming:
         assert again.theta.tobytes() == whole.theta.tobytes()
         assert again.holders == ("east", "north")
 
-    @pytest.mark.parametrize("exchanges", range(ROUNDS + 2))
+    @pytest.mark.parametrize("exchanges", range(LAST + 2))
     def test_a_stop_anywhere_leaves_the_run_to_be_resumed(self, federation, exchanges):
         steps = itertools.count()
         run = federation.run(stopping=lambda: next(steps) // 2 >= exchanges)
@@ -375,7 +386,7 @@ class TestResuming:
         for name in NAMES:
             assert 2.0 * (1 - 1e-6) <= federation.spent(name) <= 2.0
             charges = [e for e in federation.ledgers[name].summary(LIMITS).entries if e["kind"] == "charge"]
-            assert sorted(entry["round"] for entry in charges) == list(range(ROUNDS + 1))
+            assert sorted(entry["round"] for entry in charges) == list(range(LAST + 1))
 
     def test_a_holder_cut_off_by_the_stop_is_not_dropped(self, federation):
         stop = []

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from rounds_support import Federation, lost
-from toy_study import FEDERATION, OTHER_RUN, ROUNDS, RUN, SUMMED, policy
+from rounds_support import Federation, check_exact, lost
+from toy_study import FEDERATION, LAST, OTHER_RUN, ROUNDS, RUN, SUMMED, policy
 
 from assay.privacy.auditlog import AuditLog
 from assay.privacy.messages import (
@@ -32,7 +32,7 @@ from assay.server.rounds import Aborted, TooFewHolders
 THREE = ("east", "north", "south")
 FIVE = ("east", "mid", "north", "south", "west")
 SEVEN = ("coast", "east", "hill", "mid", "north", "south", "west")
-LONG = SUMMED.replace("rounds = 4", "rounds = 33")  # two sessions: rounds 0..31 and 32, 33
+LONG = SUMMED.replace("rounds = 4", "rounds = 33")  # two sessions: rounds 0..31 and 32..35
 
 
 def summed(folder, names=FIVE, *, text=SUMMED, **changes):
@@ -41,13 +41,6 @@ def summed(folder, names=FIVE, *, text=SUMMED, **changes):
 
 def without(names, *gone):
     return tuple(name for name in names if name not in gone)
-
-
-def check_exact(federation, trained, in_sum):
-    """The model is what plain addition of the integers in the holders' ledgers gives, to the last bit."""
-    theta, counts = federation.plain_fit(in_sum)
-    assert trained.counts.tobytes() == counts.tobytes()
-    assert trained.theta.tobytes() == theta.tobytes()
 
 
 def altered(kind, change, *, number=None):
@@ -73,7 +66,7 @@ class TestWhole:
         check_exact(federation, trained, lambda number: names)
         assert (trained.holders, trained.most_asked, trained.rounds) == (names, len(names), ROUNDS)
         kinds = [kind for kind, _ in itertools.groupby(type(message) for _, message in federation.asked)]
-        assert kinds == [Offer, KeysRequest, SharesRequest] + [MaskRequest, OpenRequest] * (ROUNDS + 1)
+        assert kinds == [Offer, KeysRequest, SharesRequest] + [MaskRequest, OpenRequest] * (LAST + 1)
         assert federation.dropped() == []
         for name in names:
             assert 2.0 * (1 - 1e-6) <= federation.spent(name) <= 2.0
@@ -89,9 +82,9 @@ class TestWhole:
         federation.faults = dict.fromkeys(THREE, note)
         federation.train()
         assert not any(isinstance(answer, Release) for answer in seen)
-        own = {value for name in THREE for n in range(ROUNDS + 1) for value in federation.payload(name, n)}
+        own = {value for name in THREE for n in range(LAST + 1) for value in federation.payload(name, n)}
         masked = [answer.values for answer in seen if isinstance(answer, Masked)]
-        assert len(masked) == 3 * (ROUNDS + 1)
+        assert len(masked) == 3 * (LAST + 1)
         assert not own & {int(value) for values in masked for value in values.astype(np.int64)}
 
     def test_a_new_session_begins_every_32_rounds(self, tmp_path):
@@ -101,7 +94,7 @@ class TestWhole:
         asked = [m for name, m in federation.asked if name == "east"]
         assert [m.session for m in asked if isinstance(m, KeysRequest)] == [0, 1]
         masks = {m.round: m.session for m in asked if isinstance(m, MaskRequest)}
-        assert masks == {number: number // 32 for number in range(34)}
+        assert masks == {number: number // 32 for number in range(36)}
         keys = [federation.store.sessions[number].tally for number in (0, 1)]
         assert keys[0] != keys[1]
 
@@ -127,9 +120,13 @@ class TestDropped:
             (OpenRequest, 0, 0),
             (MaskRequest, 2, 1),
             (OpenRequest, 2, 2),
-            (OpenRequest, ROUNDS, ROUNDS),
+            (MaskRequest, ROUNDS + 1, ROUNDS),
+            (OpenRequest, LAST, LAST),
         ],
-        ids=["keys", "shares", "counts", "opening the counts", "round 2", "opening round 2", "last opening"],
+        ids=[
+            *("keys", "shares", "counts", "opening the counts", "round 2", "opening round 2"),
+            *("calibration", "last opening"),
+        ],
     )
     def test_a_holder_that_is_gone_is_in_the_sums_it_sent_and_in_no_other(
         self, tmp_path, kind, number, last, reached
@@ -141,7 +138,7 @@ class TestDropped:
         left = without(FIVE, "south")
         check_exact(federation, trained, lambda number: FIVE if number <= last else left)
         assert federation.dropped() == [(number or 0, "south")]
-        assert trained.holders == (FIVE if last == ROUNDS else left)
+        assert trained.holders == (FIVE if last == LAST else left)
         assert trained.most_asked == (4 if kind in (KeysRequest, SharesRequest) else 5)
         masks = [m.round for name, m in federation.asked if name == "south" and isinstance(m, MaskRequest)]
         assert masks == list(range((number or 0) + 1 if kind in (MaskRequest, OpenRequest) else 0))
@@ -170,7 +167,7 @@ class TestDropped:
         assert rounds == {2}
         opened = {number: tuple(kept.sent) for number, kept in federation.store.sums.items()}
         left = without(FIVE, "south")
-        assert opened == {0: FIVE, 1: FIVE} | dict.fromkeys(range(2, ROUNDS + 1), left)
+        assert opened == {0: FIVE, 1: FIVE} | dict.fromkeys(range(2, LAST + 1), left)
 
     def test_a_new_session_is_begun_by_those_that_are_left(self, tmp_path):
         federation = summed(tmp_path, text=LONG)

@@ -11,6 +11,8 @@ from assay.client.policy import Policy
 from assay.client.records import Records
 from assay.models.encoding import Grid
 from assay.models.study import parse_study
+from assay.models.tally import AuditTally, CalibrationTally
+from assay.privacy.accounting import TALLIES
 from assay.privacy.auditlog import AuditLog
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
@@ -60,6 +62,10 @@ component = "identity"
 kind = "categorical"
 levels = ["own", "rent"]
 
+[fairness]
+columns = ["SEX"]
+groups = { SEX = ["f", "m"] }
+
 [training]
 rounds = 4
 
@@ -74,6 +80,7 @@ STUDY = parse_study(TEXT)
 GRID = Grid.of(STUDY)
 FEATURES = len(STUDY.features)
 ROUNDS = 4
+LAST = ROUNDS + TALLIES  # counts, gradients, calibration, audit
 RUN = "00112233445566778899aabbccddeeff"
 OTHER_RUN = "ff" * 16
 COORDINATOR = Identity.generate()
@@ -95,7 +102,7 @@ def policy(**changes):
 
 
 def records(rows=600, seed=0, *, persons=None):
-    """Synthetic records; some values are missing."""
+    """Synthetic records; some values are missing, and some are of another sex or of none that is known."""
     rng = np.random.default_rng(seed)
     income, delay = rng.uniform(0, 10, rows), rng.integers(0, 5, rows).astype(np.float64)
     house = rng.choice(["own", "rent", "boat"], rows).astype(object)
@@ -109,7 +116,8 @@ def records(rows=600, seed=0, *, persons=None):
         "BALANCE": rng.normal(0, 300, rows),
         "HOUSE": house,
     }
-    return Records(columns=columns, labels=labels, persons=persons)
+    groups = {"SEX": np.random.default_rng([seed, 1]).choice(4, rows, p=[0.45, 0.45, 0.05, 0.05])}
+    return Records(columns=columns, labels=labels, persons=persons, groups=groups)
 
 
 def holder(
@@ -149,10 +157,16 @@ def offer(text=TEXT, run=RUN):
     return Offer(run=run, study=text)
 
 
+def sizes(rounds=ROUNDS):
+    """How many integers each round of a run releases."""
+    audit = AuditTally(study=STUDY, grid=GRID).size
+    return [GRID.width] * (rounds + 1) + [CalibrationTally(grid=GRID).size, audit]
+
+
 def counts(run=RUN):
     return CountsRequest(run=run)
 
 
 def gradient(number=1, *, rounds=ROUNDS, theta=None, run=RUN):
-    values = np.zeros(GRID.size + 1) if theta is None else theta
+    values = np.zeros(GRID.width) if theta is None else theta
     return GradientRequest(run=run, round=number, rounds=rounds, theta=values)

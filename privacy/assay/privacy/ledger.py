@@ -322,6 +322,15 @@ class Ledger:
         with self._store.transaction(write=False):
             return tuple(event for _, event in self._run(run).charged)
 
+    def charged_rounds(self, run: str) -> dict[int, Event]:
+        """Return what each round of a run has been charged with so far.
+
+        Raises:
+            Refused: the run is unknown (``"unknown"``).
+        """
+        with self._store.transaction(write=False):
+            return dict(self._run(run).rounds)
+
     def open_runs(self) -> tuple[str, ...]:
         """Return the runs that hold a reservation."""
         with self._store.transaction(write=False):

@@ -52,6 +52,7 @@ class RunAccount:
     study: str
     planned: list[Event] = field(default_factory=list)
     charged: list[tuple[float, Event]] = field(default_factory=list)
+    rounds: dict[int, Event] = field(default_factory=dict)
     closed: bool = False
 
     def events(self, since: float) -> list[Event]:
@@ -89,6 +90,7 @@ def replay(rows: Iterable[Row], runs: dict[str, RunAccount]) -> None:
             state.planned.append(_event(row))
         elif row["kind"] == "charge":
             state.charged.append((row["time"], _event(row)))
+            state.rounds[row["round"]] = state.charged[-1][1]
         elif row["kind"] == "close":
             state.closed = True
 
