@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.client.books import Books
+from assay.models.driftreport import DriftReport
 from assay.privacy.accounting import Event
 from assay.privacy.errors import Refused
 from assay.privacy.mechanism import IntegerMechanism
@@ -26,7 +27,7 @@ from assay.privacy.messages import (
 __all__ = ["Integers", "NoisySum", "release", "require_released"]
 
 Integers = NDArray[np.int64]
-Answer = TypeVar("Answer", Release, Masked)
+Answer = TypeVar("Answer", Release, Masked, DriftReport)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,8 @@ def release(
         books: the holder's; its ledger holds a reservation for the run.
         wanted: what to release.
         compute: computes the integers with their noise; called at most once.
-        build: makes the message; called when everything it shows is on disk.
+        build: makes the message, or the report that the operator hands out; called when everything it shows
+            is on disk.
 
     Raises:
         Refused: the run is unknown or closed, the round is not covered by its reservation, or it was asked

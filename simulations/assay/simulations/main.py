@@ -23,7 +23,10 @@ EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 3 refused by
 def build() -> typer.Typer:
     """Return the whole command line."""
     from assay.client.cli import app as client_app
+    from assay.client.monitor_cli import compare as client_compare
+    from assay.client.monitor_cli import monitor as client_monitor
     from assay.models.cli import model_app, study_app
+    from assay.models.monitoring import compare, monitor
     from assay.models.plan import plan
     from assay.models.points_cli import assemble, request
     from assay.privacy.cli import app as privacy_app
@@ -42,6 +45,8 @@ def build() -> typer.Typer:
     app.command()(demo)
     app.add_typer(study_app, name="study", help="Check a study: schema, purpose and policy.")
     app.add_typer(server_app, name="server", help="The coordinator: set up, admit holders, serve, train.")
+    client_app.command(name="monitor")(client_monitor)
+    client_app.command(name="compare")(client_compare)
     app.add_typer(client_app, name="client", help="A data holder: set up, join, check, run.")
     privacy_app.command()(plan)
     app.add_typer(privacy_app, name="privacy", help="What is spent, what is left, what a run would cost.")
@@ -49,6 +54,8 @@ def build() -> typer.Typer:
     app.command()(simulate)
     model_app.command()(request)
     model_app.command()(assemble)
+    model_app.command()(monitor)
+    model_app.command()(compare)
     app.add_typer(model_app, name="model", help="A finished bundle: show, verify, score, explain.")
     return app
 
