@@ -1,8 +1,8 @@
 """Do stated probabilities come true? A Platt step from one noisy histogram, and only where it is needed.
 
 The histogram is released once, with its noise; everything here is post-processing of it. A Platt step
-(Platt 1999) replaces the log-odds z by ``intercept + slope * z``. It keeps an additive model additive, so that
-points, explanations and exports need to know nothing about it.
+(Platt 1999) replaces the log-odds z by ``intercept + slope * z``. It keeps an additive model additive, so
+that points, explanations and exports need to know nothing about it.
 """
 
 from __future__ import annotations

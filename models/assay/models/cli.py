@@ -93,6 +93,7 @@ def show(bundle: BundleFile, as_json: Json = False) -> None:
     opened = read_bundle(bundle)
     card = opened.scorecard.to_json()
     result = {**_bundle_facts(opened), "label": dict(opened.label), "metrics": dict(opened.metrics)}
+    result["audit"] = dict(opened.audit)
     emit({**result, "scorecard": card}, as_json=as_json, text=_shown(opened, result, card))
 
 
@@ -300,27 +301,43 @@ def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "expires": bundle.expires,
         "fingerprint": bundle.fingerprint,
         "digest": bundle.digest,
+        "question": bundle.study.question,
+        "held": list(bundle.held),
     }
 
 
 def _shown(bundle: Bundle, facts: dict[str, Any], card: dict[str, Any]) -> str:
     from datetime import UTC, datetime
 
+    from assay.models.auditwords import audit_in_words
     from assay.models.label import label_in_words
 
     until = datetime.fromtimestamp(bundle.expires, tz=UTC).date().isoformat()
     lines = [
         f"{bundle.study.name} predicts: {bundle.study.outcome.meaning}",
         f"For {facts['purpose']} ({', '.join(facts['contexts'])}), until {until}",
+        f"Answers: {_QUESTIONS[bundle.study.question]}",
         f"Signed by {bundle.fingerprint}",
+        *(f"HELD, must not be used: {reason}" for reason in bundle.held),
         "",
         label_in_words(dict(bundle.label)),
+        "",
+        audit_in_words(bundle.audit),
         "",
     ]
     lines += [f"{name:12} {value:.4f}" for name, value in bundle.metrics.items() if isinstance(value, float)]
     lines.append(f"Points (everybody starts from {card['base_points']}):")
+    others = [base["points"] for base in card["bases"][:-1]]
+    if others:
+        lines.append(f"  from {min(others)} to {max(others)} where some components are not known")
     for feature in card["features"]:
         points = [cell["points"] for cell in feature["cells"]]
         lines.append(f"  {feature['label']}: {min(points):+d} to {max(points):+d}")
         lines += [f"    {cell['points']:+5d}  {cell['value']}" for cell in feature["cells"]]
     return "\n".join(lines)
+
+
+_QUESTIONS = {
+    "authenticity": "is this a genuine person? It is no credit score and is refused as one",
+    "credit": "does this person keep promises? It is no fraud score and is refused as one",
+}

@@ -444,6 +444,11 @@ class Study:
             _once(f"features[{position}].column", feature.column, taken, f"feature {feature.name!r}")
 
     @property
+    def question(self) -> str:
+        """Which of the two questions the score answers: ``"authenticity"`` or ``"credit"``; never both."""
+        return "authenticity" if self.purpose == "fraud_detection" else "credit"
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the source text, 64 hexadecimal digits."""
         return hashlib.sha256(self.text.encode("utf-8")).hexdigest()

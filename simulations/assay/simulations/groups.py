@@ -25,9 +25,10 @@ def groups_section(report: Report) -> str:
         return ""
     intro = paragraph(
         f"Approved means a score of {report.cut_off} or more. Each cell says first what the private model "
-        "does and then, after the stroke, what the same model without privacy does: noise often costs small "
-        "groups most. The columns are counted on the held-out records and are no inputs of the model. A group "
-        "that is too small to judge is named and counts as not passed wherever a study sets a gate."
+        "does, with its 95 % interval, and then, after the stroke, what the same model without privacy does: "
+        "noise often costs small groups most. The columns are counted on the held-out records and are no "
+        "inputs of the model. A group that is too small to judge is named and counts as not passed wherever "
+        "a study sets a gate."
     )
     columns = dict.fromkeys(line.column for line in report.groups)
     return intro + "".join(_column(report, column) for column in columns)
@@ -50,8 +51,8 @@ def _column(report: Report, column: str) -> str:
 def _cell(private: dict[str, Any], unprotected: dict[str, Any], name: str) -> str:
     if not private or not unprotected:
         return "n too small"
-    return f"{_rate(private[name])} / {_rate(unprotected[name])}"
-
-
-def _rate(rate: dict[str, Any]) -> str:
-    return "–" if rate["value"] is None else tenths(rate["value"])
+    rate, other = private[name], unprotected[name]
+    if rate["value"] is None or other["value"] is None:
+        return "–"
+    between = f"({100 * rate['low']:.0f}–{100 * rate['high']:.0f})"
+    return f"{tenths(rate['value'])} {between} / {tenths(other['value'])}"
