@@ -199,5 +199,6 @@ class Holders:
         return output
 
     def put_together(self, asked: Path, *files: Path, **options) -> dict:
+        opened = options.pop("opened", None) or self.open()
         arguments = {"purpose": "consumer_credit", "clock": clock} | options
-        return assemble(options.pop("opened", self.open()), files, directory=asked, **arguments)
+        return assemble(opened, files, directory=asked, **arguments)
