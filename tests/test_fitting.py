@@ -281,14 +281,22 @@ def test_persons_are_estimated_from_noisy_counts(grid, people, scattered):
 
 
 def test_totals_of_all_features_make_the_estimate_of_persons_better(grid, people):
-    """The pattern's own count alone is off by the noise, 20 persons; 400 draws, 12 standard errors."""
+    """Totals of 1, 9 and 4 noisy cells: the best estimate is off by 17.1, the pattern alone by 20 persons."""
     rng = np.random.default_rng(4)
-    found = [
-        estimate_persons(grid, people.counts + 20.0 * rng.normal(size=grid.width), (BOTH,))
-        for _ in range(400)
-    ]
-    assert np.std(found) < 0.95 * 20.0 * np.sqrt(1 - 1 / (1 + 1 / (1 / 9 + 1 / 4))) / 0.5
-    assert abs(np.mean(found) - 20_000) < 12
+    noisy = [people.counts + 20.0 * rng.normal(size=grid.width) for _ in range(1_000)]
+    found = [estimate_persons(grid, counts, (BOTH,)) for counts in noisy]
+    assert 15.5 < np.std(found) < 18.7
+    assert abs(np.mean(found) - 20_000) < 3
+
+
+def test_steps_that_overshoot_are_shortened_and_averaged_anew(grid, people):
+    """Gradients that turn round in every round are what steps that are too long see."""
+    fit = begun(grid, people, noise_std=1.0, rounds=20)
+    push = people.gradient(fit.theta)
+    for turn in range(18):
+        fit.update(push * (-1) ** turn)
+    assert fit.state()["rate"][0] < 0.1
+    assert fit.state()["averaged"][0] < 3
 
 
 @pytest.mark.parametrize(

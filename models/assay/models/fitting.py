@@ -32,21 +32,22 @@ __all__ = ["Fit", "default_rounds", "estimate_component_persons", "estimate_pers
 
 Vector = NDArray[np.float64]
 
-LEARNING_RATE = 0.4
-LINE_STEP = 2.5  # curvature of a line over cells in [-1, 1] is about half that of the intercept
+LEARNING_RATE = 0.5
+LINE_STEP = 3.0  # curvature of a line over cells in [-1, 1] is about half that of the intercept
 INTERCEPT_STEP = 2.0
 RIDGE = 1e-4
-RIDGE_PER_NOISE = 0.3
+RIDGE_PER_NOISE = 0.2
 SMOOTH_PER_NOISE = 0.3
 DEVIATION_RIDGE_PER_NOISE = 3.0
 PRECONDITIONER_FLOOR = 0.01
 PRECONDITIONER_FLOOR_PER_NOISE = 6.0
-STEP_DAMPING_PER_NOISE = 3.0
-# Momentum b multiplies how far a run of fixed length gets by 1 / (1 - b), and the noise in the directions
-# that the records say little about with it. The less noise, the further it pays to go.
-STILLNESS_PER_NOISE = 6.7
-MOST_MOMENTUM = 0.9
-AVERAGED = 0.5
+# How far a run gets along a direction is bounded by the noise of all rounds together: what the records say
+# little about is then not reached. Little noise allows momentum b, which multiplies the way by 1 / (1 - b);
+# much noise shortens the steps. So the number of rounds hardly matters, as long as momentum dies out within.
+STILLNESS_PER_NOISE = 9.0
+ROUNDS_TO_REST = 6.0
+# Share of the iterates that are averaged, the later ones with more weight.
+AVERAGED = 0.8
 # Steps that overshoot turn the gradient round from one round to the next, by more than noise can.
 OVERSHOT = 4.0
 # No cell of a scorecard needs odds beyond e^10 : 1; the bound keeps hopelessly noisy runs finite.
@@ -232,7 +233,7 @@ class Fit:
         self._at = np.zeros(self._parts[-1] + len(self._stated))
         self._speed, self._last = np.zeros_like(self._at), np.zeros_like(self._at)
         self._rate, self._turned = LEARNING_RATE, False
-        self._sum = np.zeros(grid.width)
+        self._sum, self._averaged = np.zeros(grid.width), 0
 
     def _count_persons(self, counts: Vector) -> None:
         """Take from consistent counts the persons of each pattern and feature, and the cells' shares."""
@@ -256,16 +257,17 @@ class Fit:
         self._ridge = RIDGE + RIDGE_PER_NOISE * cell_noise
         self._smooth = SMOOTH_PER_NOISE * cell_noise
         self._deviation_ridge = DEVIATION_RIDGE_PER_NOISE * own
-        damping = 1.0 + STEP_DAMPING_PER_NOISE * np.concatenate([cell_noise, noise, everywhere])
         floor = np.maximum(PRECONDITIONER_FLOOR, PRECONDITIONER_FLOOR_PER_NOISE * cell_noise)
         bending = 2.0 * self._smooth * layout.degree * LEARNING_RATE
-        lines = np.full(len(noise), 1.0 / LINE_STEP)
-        curvature = np.concatenate([self._shares + floor + bending, lines, [1.0 / INTERCEPT_STEP]]) * damping
-        deviating = (1.0 + self._deviation_ridge) / INTERCEPT_STEP
-        self._steps = 1.0 / np.concatenate([curvature, deviating])
-        shared = np.concatenate([cell_noise, noise, everywhere, np.full(len(own), everywhere[0])])
+        shared = np.concatenate([cell_noise, noise])
         stillness = STILLNESS_PER_NOISE * shared * math.sqrt(self.rounds)
-        self._momentum = np.clip(1.0 - stillness, 0.0, MOST_MOMENTUM)
+        lines = np.full(len(noise), 1.0 / LINE_STEP)
+        curvature = np.concatenate([self._shares + floor + bending, lines]) * np.maximum(1.0, stillness)
+        deviating = (1.0 + self._deviation_ridge) / INTERCEPT_STEP
+        self._steps = 1.0 / np.concatenate([curvature, [1.0 / INTERCEPT_STEP], deviating])
+        overall = STILLNESS_PER_NOISE * math.sqrt(self.rounds) * np.repeat(everywhere, 1 + len(own))
+        most = max(0.0, 1.0 - ROUNDS_TO_REST / self.rounds)
+        self._momentum = np.clip(1.0 - np.concatenate([stillness, overall]), 0.0, most)
         lines_noise = noise * np.sqrt(layout.per_feature(layout.ramp**2))
         self._noise = np.concatenate([cell_noise, lines_noise, everywhere, own])
 
@@ -282,7 +284,7 @@ class Fit:
 
     @property
     def averaged_rounds(self) -> int:
-        """How many of the last iterates the result averages."""
+        """How many of the last iterates the result averages, if the steps were never halved."""
         return max(1, round(self.rounds * AVERAGED))
 
     def update(self, gradient_sum: Vector) -> None:
@@ -302,7 +304,8 @@ class Fit:
         self._at = self._at + self._speed
         self.done += 1
         if self.done > self.rounds - self.averaged_rounds:
-            self._sum += self.theta
+            self._averaged += 1
+            self._sum += self._averaged * self.theta
 
     def _mean_gradient(self, total: Vector) -> Vector:
         """Return the mean gradient of what is fitted, each part per person that has it."""
@@ -335,10 +338,11 @@ class Fit:
         if turned and self._turned:
             self._rate /= 2.0
             self._speed = np.zeros_like(self._speed)
+            self._sum, self._averaged = np.zeros_like(self._sum), 0  # what swung to and fro is no estimate
         self._last, self._turned = gradient, turned
 
     def result(self, study: Study) -> Vector:
-        """Average the last iterates and make the declared trends hold.
+        """Average the iterates with weights that grow from round to round, and make the declared trends hold.
 
         Returns:
             float64 ``[grid.width]``.
@@ -348,7 +352,7 @@ class Fit:
         """
         if self.done != self.rounds:
             raise BadInput("rounds done", value=self.done, allowed=str(self.rounds))
-        theta = self._sum / self.averaged_rounds
+        theta = self._sum / (self._averaged * (self._averaged + 1) / 2)
         for feature, declared in zip(self.grid.features, study.features, strict=True):
             if declared.risk_trend is not None:
                 self._make_monotone(theta, feature, increasing=declared.risk_trend == "rises")
@@ -364,6 +368,7 @@ class Fit:
         """Return everything that changes from round to round, for a checkpoint."""
         return {
             "done": np.array([float(self.done)]),
+            "averaged": np.array([float(self._averaged)]),
             "at": self._at.copy(),
             "speed": self._speed.copy(),
             "last": self._last.copy(),
@@ -373,7 +378,7 @@ class Fit:
 
     def restore(self, state: dict[str, Vector]) -> None:
         """Go on from a checkpoint made by :meth:`state` of a fit with the same arguments."""
-        self.done = int(state["done"][0])
+        self.done, self._averaged = int(state["done"][0]), int(state["averaged"][0])
         self._rate, self._turned = float(state["rate"][0]), bool(state["rate"][1])
         self._at, self._speed = state["at"].copy(), state["speed"].copy()
         self._last, self._sum = state["last"].copy(), state["sum"].copy()
