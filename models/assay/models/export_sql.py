@@ -3,10 +3,10 @@
 Runs on SQLite 3.35 with its mathematical functions, and on PostgreSQL 12, in a database in UTF-8. Each step
 is a materialised common table, or both would write its expressions out wherever the next step names them.
 
-NULL is missing, and so is an empty text, which SQLite's import leaves in number columns. A value that a record
-file could not have either (in a number column: infinity, NaN, text; in an integer one a fraction) makes the
-points of its feature, the score and the probability NULL: no query can refuse a row, but none gets a number
-it should not have.
+NULL is missing, and so is an empty text, which SQLite's import leaves in number columns. A value that a
+record file could not have either (in a number column: infinity, NaN, text; in an integer one a fraction)
+makes the points of its feature, the score and the probability NULL: no query can refuse a row, but none gets
+a number it should not have.
 """
 
 from __future__ import annotations
