@@ -146,15 +146,21 @@ class FeatureGrid:
         inside = transformed(np.clip(values, *domain), self.feature.transform)
         absent = np.isnan(values)
         last = len(self.knots) - 1
-        position = (inside - self.knots[0]) * (last / (self.knots[-1] - self.knots[0]))
+        position = inside - self.knots[0]
+        position *= last / (self.knots[-1] - self.knots[0])
         position[absent] = 0.0
         np.clip(position, 0.0, last, out=position)
         # To the nearest step: knots and the ends of the domain, where values pile up, are far from the places
         # where the last bit of a logarithm, which languages differ in, could decide.
-        step = np.floor(position * STEPS + 0.5).astype(np.int32)
-        cell = np.minimum(step // STEPS, last - 1)
-        upper = ((step - cell * STEPS) / STEPS).astype(np.float32)
-        low = cell + np.int32(self.offset)
+        position *= STEPS
+        position += 0.5
+        step = position.astype(np.int32)
+        low = step // STEPS
+        np.minimum(low, last - 1, out=low)
+        step -= low * STEPS
+        upper = step.astype(np.float32)
+        upper /= STEPS
+        low += np.int32(self.offset)
         low[absent], upper[absent] = self.missing, 0.0
         return low, upper
 

@@ -35,7 +35,7 @@ BANDS: tuple[tuple[str, float], ...] = (
 )
 REASONS = 4
 MAX_POINTS = 1_000_000  # of one cell; anything larger is a broken model
-_CHUNK = 1 << 14  # rows scored at a time: temporaries stay in the processor's cache
+_CHUNK = 1 << 12  # rows scored at a time: temporaries stay in the processor's cache
 _MAX_LOG_ODDS = 1e9  # of a card that is not yet checked
 FINE = 1024  # differences from the mean are compared in steps of 1/1024 point
 _BEHIND = 4 * MAX_POINTS * FINE * FINE  # a multiple of FINE, beyond every difference
@@ -177,15 +177,20 @@ class Scorecard:
         total = np.empty(rows, dtype=np.int64)
         values, steps = self._tables()
         base = self.bases[encoded.pattern - 1]
+        between = np.empty((min(rows, _CHUNK), width), dtype=np.int32)
+        slope, keys = np.empty_like(between), np.empty_like(between, dtype=np.int64)
         for start in range(0, rows, _CHUNK):
             part = slice(start, start + _CHUNK)
-            low = encoded.low[part]
-            between = (encoded.upper[part] * np.float32(STEPS)).astype(np.int32)
-            between *= steps.take(low, mode="wrap")
-            between += values.take(low, mode="wrap")
-            np.floor_divide(between, STEPS, out=points[part])
-            total[part] = points[part].sum(axis=1, dtype=np.int64) + base[part]
-            reasons[part] = self._reasons(points[part], low)
+            low, own = encoded.low[part], points[part]
+            if len(low) < len(between):
+                between, slope, keys = between[: len(low)], slope[: len(low)], keys[: len(low)]
+            np.multiply(encoded.upper[part], np.float32(STEPS), out=between, casting="unsafe")
+            between *= steps.take(low, mode="wrap", out=slope)
+            between += values.take(low, mode="wrap", out=slope)
+            np.floor_divide(between, STEPS, out=own)
+            # Within MAX_POINTS and MAX_FEATURES the sum fits in 32 bits.
+            np.add(np.einsum("ij->i", own), base[part], out=total[part])
+            reasons[part] = self._reasons(own, low, keys)
         return self._finished(points, base, total, reasons)
 
     def add_up(self, points: NDArray[np.int32], pattern: NDArray[np.int32]) -> Scores:
@@ -206,7 +211,10 @@ class Scorecard:
         own = np.where(there, points, 0).astype(np.int32)
         base = self.bases[pattern - 1]
         low = np.where(there, 0, ABSENT).astype(np.int32)
-        return self._finished(own, base, own.sum(axis=1, dtype=np.int64) + base, self._reasons(own, low))
+        keys = np.empty_like(own, dtype=np.int64)
+        return self._finished(
+            own, base, own.sum(axis=1, dtype=np.int64) + base, self._reasons(own, low, keys)
+        )
 
     def probability_of(self, total: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the chance of bad at uncapped totals, float64, overflow-free."""
@@ -293,8 +301,10 @@ class Scorecard:
         steps = np.append(np.diff(self.points, append=self.points[-1:]), 0)
         return values.astype(np.int32), steps.astype(np.int32)
 
-    def _reasons(self, points: NDArray[np.int32], low: NDArray[np.int32]) -> NDArray[np.int16]:
-        """Features furthest below the population's mean, ties in study order; -1 for none.
+    def _reasons(
+        self, points: NDArray[np.int32], low: NDArray[np.int32], keys: NDArray[np.int64]
+    ) -> NDArray[np.int16]:
+        """Features furthest below the population's mean, ties in study order; -1: none. ``keys`` is scratch.
 
         Regulation B, official commentary to 12 CFR 1002.9(b)(2), 5: the method that compares with the
         average of all applicants.
@@ -302,11 +312,15 @@ class Scorecard:
         width = points.shape[1]
         fine = np.floor(self.means * FINE + 0.5).astype(np.int64)
         # The difference in the high bits and the feature in the low ones: one partial sort does both.
-        keys = (points.astype(np.int64) * FINE - fine) * FINE + np.arange(width)
-        keys[low < 0] += _BEHIND
+        np.multiply(points, FINE * FINE, out=keys, dtype=np.int64)
+        keys += np.arange(width) - fine * FINE
+        absent = low < 0
+        if absent.any():
+            keys[absent] += _BEHIND
         count = min(REASONS, width)
-        worst = np.sort(np.partition(keys, count - 1, axis=1)[:, :count], axis=1)
-        return np.where(worst < _BEHIND // 2, worst % FINE, ABSENT).astype(np.int16)
+        keys.partition(count - 1, axis=1)
+        worst = np.sort(keys[:, :count], axis=1)
+        return np.where(worst < _BEHIND // 2, worst & (FINE - 1), ABSENT).astype(np.int16)
 
     def _finished(
         self,
