@@ -30,8 +30,12 @@ RUN = "5a" * 16
 NONE = np.zeros(1)
 
 
-def study_text(*, features, values, epsilon=2.0, rounds=4, person=False):
-    """A study of ``features`` integer features with ``values`` values each, for a sum over holders."""
+def study_text(*, features, values, epsilon=2.0, rounds=4, person=False, groups=0):
+    """A study of ``features`` integer features with ``values`` values each, for a sum over holders.
+
+    Args:
+        groups: declared groups of an audited column; none without.
+    """
     head = """\
 [study]
 name = "proof"
@@ -54,6 +58,8 @@ domain = [0, {values - 1}]
         for number in range(features)
     )
     who = '\n[person]\ncolumn = "PERSON"\n' if person else ""
+    levels = ", ".join(f'"g{number}"' for number in range(groups))
+    audited = f'\n[fairness]\ncolumns = ["GROUP"]\ngroups = {{ GROUP = [{levels}] }}\n' if groups else ""
     tail = f"""
 [training]
 rounds = {rounds}
@@ -64,7 +70,7 @@ delta = 1e-6
 trust = "distributed"
 tolerated = 1
 """
-    return head + who + inputs + tail
+    return head + who + inputs + audited + tail
 
 
 def permissive(study):
