@@ -58,8 +58,8 @@ levels = ["1", "2"]
 epsilon = 1
 """)
 GRID = Grid.of(STUDY)
-THETA = np.append(np.random.default_rng(0).normal(size=GRID.size), -2.0)
-CARD = Scorecard.of(STUDY, GRID, THETA, np.ones(GRID.size))
+THETA = np.append(np.random.default_rng(0).normal(size=GRID.size), np.full(GRID.patterns, -2.0))
+CARD = Scorecard.of(STUDY, GRID, THETA, np.ones(GRID.width))
 ROWS = "id,LIMIT,PAY,KIND,unused\n007,100,0,1,x\nb,,8,2,y\nc,1e9,-2,9,\nd,55.5,,,\n"
 
 
@@ -157,11 +157,12 @@ def test_one_row_works_as_well_as_many(bundle, tmp_path):
         assert one.to_pylist() == table.slice(i, 1).to_pylist()
 
 
-def test_absent_feature_columns_count_as_missing_and_are_named(bundle, tmp_path):
+def test_absent_feature_columns_are_named_and_their_components_count_nothing(bundle, tmp_path):
     done, table = score(bundle, tmp_path, "LIMIT\n100\n")
     assert done.absent == ("PAY", "KIND")
     assert "id" not in table.column_names
-    assert table["points_status"][0].as_py() == CARD.points[GRID.features[1].missing]
+    assert table["points_status"][0].as_py() == 0
+    assert table["base_points"][0].as_py() == CARD.bases[GRID.pattern_of(["LIMIT"]) - 1]
     with_empty = score(bundle, tmp_path, "LIMIT,PAY,KIND\n100,,\n")[1]
     assert with_empty.to_pylist() == table.to_pylist()
 
