@@ -183,8 +183,8 @@ class Statement:
         start = len(_MAGIC) + 4 + len(header)
         try:
             secret = agree(private, self.ephemeral, sender=self.holder)
-            cipher = ChaCha20Poly1305(_cipher_key(secret, header, self.ephemeral, public))
-            plain = cipher.decrypt(_NONCE, self.data[start : start + _CIPHER_BYTES], header)
+            cipher, bound = _cipher(secret, header, self.ephemeral, public)
+            plain = cipher.decrypt(_NONCE, self.data[start : start + _CIPHER_BYTES], bound)
         except (InvalidTag, Refused):
             raise Tampered(f"{self.where}: it cannot be decrypted with this key") from None
         return _unpacked(plain, self.where)
@@ -223,8 +223,8 @@ def state(
     public, salt = ephemeral.public_key().public_bytes_raw(), entropy(_SALT_BYTES)
     header = _encode(request, admission, components, public, issued, expires)
     secret = agree(ephemeral, request.recipient, sender="recipient")
-    cipher = ChaCha20Poly1305(_cipher_key(secret, header, public, request.recipient))
-    body = cipher.encrypt(_NONCE, _packed(points, salt), header)
+    cipher, bound = _cipher(secret, header, public, request.recipient)
+    body = cipher.encrypt(_NONCE, _packed(points, salt), bound)
     signed = _MAGIC + u32(len(header)) + header + body
     data = signed + identity.sign("points", signed)
     if len(data) > MAX_STATEMENT_BYTES:
@@ -264,8 +264,13 @@ def _encode(
     )
 
 
-def _cipher_key(secret: bytes, header: bytes, ephemeral: bytes, recipient: bytes) -> bytes:
-    return derive(secret, b"assay/points/v1", hashlib.sha256(header).digest(), ephemeral, recipient)
+def _cipher(
+    secret: bytes, header: bytes, ephemeral: bytes, recipient: bytes
+) -> tuple[ChaCha20Poly1305, bytes]:
+    """Return the cipher of one statement and what it is bound to: the public part, in key and tag alike."""
+    bound = header
+    key = derive(secret, b"assay/points/v1", hashlib.sha256(bound).digest(), ephemeral, recipient)
+    return ChaCha20Poly1305(key), bound
 
 
 def _packed(points: Sequence[int | None], salt: bytes) -> bytes:
