@@ -155,7 +155,8 @@ class NeuralClippedSum:
         """The clipped sum over some persons: per-sample gradients, added up by person, then scaled."""
         rows = slice(int(self._starts[first]), int(self._starts[last]))
         self._module.zero_grad()
-        logits = self._module(self._inputs[rows])
+        # Hooks on the first layer see its output's gradient only where its input asks for one.
+        logits = self._module(self._inputs[rows].requires_grad_())
         if logits.dim() != 1:
             raise BadInput("logits", allowed="one dimension: clipping would do nothing")
         loss = nn.functional.binary_cross_entropy_with_logits(logits, self._labels[rows], reduction="sum")
