@@ -106,8 +106,10 @@ class Baseline(Population):
                 scores_noise_std=float(value["scores_noise_std"]),
             )
             fits = found.counts.shape == (grid.width,) and found.scores.ndim == 1 and found.scores.size > 1
-            Histogram(counts=found.counts, noise_std=found.counts_noise_std)
-            found.score()
+            fits = fits and bool(np.isfinite([*found.counts, *found.scores]).all())
+            fits = fits and all(
+                0 <= each < math.inf for each in (found.counts_noise_std, found.scores_noise_std)
+            )
         except (KeyError, TypeError, ValueError):
             fits = False
         if not fits:

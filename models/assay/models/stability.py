@@ -14,7 +14,8 @@ rest            that still is noise counts by as much as noise cannot explain: i
 index           what noise and chance add on average is taken off. Chance alone adds about
                 ``(cells - 1) (1/n then + 1/n now)`` (Yurdakul and Naranjo 2020), noise likewise
 judgement       where noise and chance alone reach 0.10 once in a thousand times, a small index says nothing:
-                "too noisy to say", unless the index is three standard errors beyond a threshold
+                "too noisy to say", unless it is beyond a threshold however noise fell: the index is nearly a
+                squared distance, so that its root moves by no more than the root of what noise alone reaches
 ==============  ==========================================================================================
 
 In simulations of unchanged features, of many shapes, sizes and amounts of noise, fewer than 3 in 1,000 are
@@ -39,7 +40,6 @@ LOOK, MOVED = 0.10, 0.25
 """From here on somebody should look, and the population has moved."""
 _SIGNIFICANT = 4.0
 _RARE = 0.999  # noise and chance stay below the limit this often
-_SURE = 3.0  # standard errors
 _LOWEST_SHARE = 1e-4
 _HIDDEN = 0.2  # a rest in which noise could hide more of all persons than this says nothing
 
@@ -146,17 +146,14 @@ def stability(then: Histogram, now: Histogram, *, ordered: int) -> Stability:
     cells, sure = merged_cells(then.counts, noise, ordered, each=then.total / now.total)
     if len(cells) < 2 or not any(sure):
         return NOTHING
-    b, own_b = _shares(then, cells)
-    p, own_p = _shares(now, cells)
-    firm = np.array(sure)
-    inside = np.clip(b, 0.0, 1.0)
-    chance_b, chance_p = inside * (1 - inside) / then.total, inside * (1 - inside) / now.total
+    one, other = _Shares.of(then, cells), _Shares.of(now, cells)
+    firm, inside = np.array(sure), np.clip(one.share, 0.0, 1.0)
+    chance = inside * (1 - inside) * (1 / then.total + 1 / now.total)
+    unmoved = one.noise_variance + other.noise_variance + chance
     # What is left over may be noise: its share then is the one that noise allows and that moved least.
-    reach = _SIGNIFICANT * np.sqrt(own_b + own_p + chance_b + chance_p)
-    b = np.maximum(np.where(firm, b, np.clip(p, b - reach, b + reach)), _LOWEST_SHARE)
-    p = np.maximum(p, _LOWEST_SHARE)
-    of_b, of_p = (np.where(firm, each, 0.0) for each in (own_b + chance_b, own_p + chance_p))
-    found = _judged(cells, b, p, of_b, of_p)
+    reach = _SIGNIFICANT * np.sqrt(unmoved)
+    b = np.where(firm, one.share, np.clip(other.share, one.share - reach, one.share + reach))
+    found = _judged(cells, one.at(b), other.at(other.share), unmoved, firm)
     if found.verdict == "stable" and (reach[~firm] > _HIDDEN).any():
         return replace(found, verdict="too noisy to say")
     return found
@@ -206,42 +203,84 @@ def merged_cells(
     return tuple(groups), tuple(sure)
 
 
-def _shares(histogram: Histogram, cells: tuple[tuple[int, ...], ...]) -> tuple[Vector, Vector]:
-    """Return the share of each merged cell, and to first order the variance that noise gives it."""
-    total = histogram.total
-    shares = np.array([histogram.counts[list(each)].sum() for each in cells]) / total
-    sizes = np.array([len(each) for each in cells], dtype=np.float64)
-    # Part and whole hold the same noise, so that it partly cancels.
-    spread = np.maximum(sizes * (1 - 2 * shares) + len(histogram.counts) * shares**2, 0.0)
-    return shares, spread * (histogram.noise_std / total) ** 2
+@dataclass(frozen=True, kw_only=True)
+class _Shares:
+    """The merged cells of one histogram.
+
+    Attributes:
+        share: float64 [cells], share of each.
+        sizes: float64 [cells], how many cells each was merged from.
+        noise: standard deviation of the noise in one cell, over the total.
+        total: how many there are.
+    """
+
+    share: Vector
+    sizes: Vector
+    noise: float
+    total: float
+
+    @classmethod
+    def of(cls, histogram: Histogram, cells: tuple[tuple[int, ...], ...]) -> _Shares:
+        total = histogram.total
+        return cls(
+            share=np.array([histogram.counts[list(each)].sum() for each in cells]) / total,
+            sizes=np.array([len(each) for each in cells], dtype=np.float64),
+            noise=histogram.noise_std / total,
+            total=total,
+        )
+
+    def at(self, share: Vector) -> _Shares:
+        """Return the same with other shares, none of them below the lowest that counts."""
+        return replace(self, share=np.maximum(share, _LOWEST_SHARE))
+
+    @property
+    def noise_variance(self) -> Vector:
+        """Variance that noise gives each share, to first order: part and whole hold the same noise."""
+        spread = self.sizes * (1 - 2 * self.share) + self.sizes.sum() * self.share**2
+        return np.asarray(np.maximum(spread, 0.0) * self.noise**2, dtype=np.float64)
+
+    def variance_of(self, slopes: Vector) -> float:
+        """Return the variance of ``slopes @ share``: noise, and the chance in who is counted."""
+        middle = float(slopes @ self.share)
+        noise = self.noise**2 * float(self.sizes @ (slopes - middle) ** 2)
+        return noise + max(0.0, float(slopes**2 @ self.share) - middle**2) / self.total
+
+    @property
+    def errors(self) -> Vector:
+        """Standard error of each share."""
+        chance = np.clip(self.share * (1 - self.share), 0.0, 1.0) / self.total
+        return np.asarray(np.sqrt(self.noise_variance + chance), dtype=np.float64)
 
 
 def _judged(
-    cells: tuple[tuple[int, ...], ...], b: Vector, p: Vector, of_b: Vector, of_p: Vector
+    cells: tuple[tuple[int, ...], ...], then: _Shares, now: _Shares, unmoved: Vector, firm: NDArray[np.bool_]
 ) -> Stability:
     """Return the index with what is known of its error.
 
     Args:
         cells: the merged cells.
-        b: shares then, above 0.
-        p: shares now, above 0.
-        of_b: variance of ``b``.
-        of_p: variance of ``p``.
+        then: shares above 0.
+        now: shares above 0.
+        unmoved: variance of the difference of each share, where nothing moved.
+        firm: which cells count as they are.
     """
+    b, p = then.share, now.share
     ratio = np.log(p / b)
     psi = float(np.sum((p - b) * ratio))
     # In a population that has not moved the index is a sum of squares over b, of these means.
-    null = (of_b + of_p) / b
+    null = np.where(firm, unmoved / b, 0.0)
     mean, half_variance = float(null.sum()), float((null**2).sum())
-    slopes = of_p * (ratio + 1 - b / p) ** 2 + of_b * (p / b - 1 + ratio) ** 2
-    error = math.sqrt(float(slopes.sum()) + 2 * half_variance)
+    # To first order. The logarithm has no slope at 0: a share below its own error counts as that.
+    of_now = np.where(firm, ratio + 1 - b / np.maximum(p, now.errors), 0.0)
+    of_then = np.where(firm, 1 - p / b - ratio, 0.0)
+    error = math.sqrt(now.variance_of(of_now) + then.variance_of(of_then) + 2 * half_variance)
     limit = 0.0
     if mean > 0:  # Satterthwaite 1946: a chi-square of the same mean and variance
         scale, freedom = half_variance / mean, mean**2 / half_variance
         limit = scale * 2 * float(gammaincinv(freedom / 2, _RARE))
     corrected = max(0.0, psi - mean)
     return Stability(
-        verdict=_verdict(corrected, error, limit),
+        verdict=_verdict(psi, corrected, limit),
         psi=psi,
         corrected=corrected,
         std_error=error,
@@ -252,8 +291,8 @@ def _judged(
     )
 
 
-def _verdict(corrected: float, error: float, limit: float) -> str:
-    surely = corrected - _SURE * error
+def _verdict(psi: float, corrected: float, limit: float) -> str:
+    surely = max(0.0, math.sqrt(psi) - math.sqrt(limit)) ** 2
     # Where noise alone reaches the first threshold, only what is beyond doubt counts.
     index = surely if limit >= LOOK else corrected
     if index >= MOVED:
