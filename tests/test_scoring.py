@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -288,3 +289,10 @@ def test_the_command_explains_one_row(bundle_file, tmp_path):
     past = run("explain", bundle_file, "--input", tmp_path / "in.csv", "--row", "5")
     assert past.exit_code == 2
     assert "1 to 4" in past.stderr
+
+
+def test_a_model_that_is_held_back_scores_nobody(bundle, tmp_path):
+    with pytest.raises(Refused, match="held back") as refused:
+        score(replace(bundle, held=("the gate",)), tmp_path)
+    assert refused.value.code == "held"
+    assert not (tmp_path / "out.csv").exists()

@@ -76,8 +76,8 @@ def score_file(
         clock: seconds since 1970.
 
     Raises:
-        Refused: the purpose is not the bundle's, the context is none of the bundle's, or the bundle has
-            expired.
+        Refused: the purpose is not the bundle's, the context is none of the bundle's, the bundle has
+            expired, or its model is held back.
         BadInput: ``target`` is ``source``, or its name says no format.
         BadData: ``source`` is not what its name says, is empty, has none of the features' columns, or a cell
             is not what the study says.
@@ -85,6 +85,7 @@ def score_file(
     study = bundle.study
     check_use(purpose, study.purpose, study.rules, context=context, contexts=study.contexts)
     bundle.require_current(clock())
+    bundle.require_promoted()
     if target.resolve() == source.resolve():
         raise BadInput("output", value=str(target), allowed="another file than the input")
     reader = open_table(source)
