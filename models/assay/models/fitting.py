@@ -32,8 +32,12 @@ __all__ = ["Fit", "default_rounds", "estimate_component_persons", "estimate_pers
 
 Vector = NDArray[np.float64]
 
+# Measured on the Taiwan records (split over 10 holders) and on made-up credit records with 8, 25 and 50
+# features, at epsilon 0.5 to 4; one setting for all. Most are flat: a third of a penalty costs under .002
+# AUROC, three times as much under .004. How far a run goes is a compromise: records of many features that
+# differ want it longer, records of features that say nearly the same shorter, each by up to .003.
 LEARNING_RATE = 0.5
-LINE_STEP = 3.0  # curvature of a line over cells in [-1, 1] is about half that of the intercept
+LINE_STEP = 3.0  # curvature of a line over cells in [-1, 1] is a third of the intercept's, or less
 INTERCEPT_STEP = 2.0
 RIDGE = 1e-4
 RIDGE_PER_NOISE = 0.2
@@ -46,7 +50,8 @@ PRECONDITIONER_FLOOR_PER_NOISE = 6.0
 # much noise shortens the steps. So the number of rounds hardly matters, as long as momentum dies out within.
 STILLNESS_PER_NOISE = 9.0
 ROUNDS_TO_REST = 6.0
-# Share of the iterates that are averaged, the later ones with more weight.
+# Share of the iterates that are averaged, with weights that grow from round to round: those that had not
+# come near yet hardly count.
 AVERAGED = 0.8
 # Steps that overshoot turn the gradient round from one round to the next, by more than noise can.
 OVERSHOT = 4.0
