@@ -90,9 +90,14 @@ def test_full_batch_agrees_with_dp_accounting(noise_multiplier, steps, delta):
 def pld_epsilon(cost: RunCost, rounds: int, delta: float, *, factor: float, times: int = 1) -> float:
     """The PLD accountant's epsilon of a run whose releases move by ``factor`` sensitivities."""
     theirs = PLDAccountant()
-    theirs.compose(SelfComposedDpEvent(GaussianDpEvent(cost.counts.noise_multiplier / factor), times))
-    gradient = GaussianDpEvent(cost.gradient(rounds).noise_multiplier / factor)
-    theirs.compose(SelfComposedDpEvent(gradient, rounds * times))
+    for event, count in (
+        (cost.counts, 1),
+        (cost.gradient(rounds), rounds),
+        (cost.calibration, 1),
+        (cost.audit, 1),
+    ):
+        one = GaussianDpEvent(event.noise_multiplier / factor)
+        theirs.compose(SelfComposedDpEvent(one, count * times))
     return theirs.get_epsilon(delta)
 
 
@@ -205,10 +210,28 @@ def test_a_run_spends_its_target_whatever_the_number_of_rounds(epsilon, rounds):
     assert mu2_of(cost.total(rounds)) <= cost.mu2
 
 
-def test_round_zero_gets_its_share():
+def test_every_round_gets_its_share():
     cost = RunCost.of(PrivacyTarget(epsilon=1.0, delta=1e-6))
-    assert mu2_of([cost.counts]) == pytest.approx(COUNTS_SHARE * cost.mu2)
-    assert mu2_of([cost.gradient(30)]) == pytest.approx((1 - COUNTS_SHARE) * cost.mu2 / 30)
+    assert COUNTS_SHARE == 0.05
+    assert mu2_of([cost.counts]) == pytest.approx(0.05 * cost.mu2)
+    assert mu2_of([cost.gradient(30)]) == pytest.approx(0.85 * cost.mu2 / 30)
+    assert mu2_of([cost.calibration]) == pytest.approx(0.03 * cost.mu2)
+    assert mu2_of([cost.audit]) == pytest.approx(0.07 * cost.mu2)
+
+
+def test_rounds_are_numbered_and_their_events_are_those_of_the_total():
+    cost = RunCost.of(PrivacyTarget(epsilon=1.0, delta=1e-6))
+    events = [cost.event(number, 30) for number in range(33)]
+    assert events == [cost.counts, *[cost.gradient(30)] * 30, cost.calibration, cost.audit]
+    assert mu2_of(events) == pytest.approx(mu2_of(cost.total(30)), rel=1e-12)
+    assert [event.steps for event in cost.total(30)] == [1, 30, 1, 1]
+    assert cost.event(0, 0) == cost.counts  # the number of rounds is not known yet
+
+
+@pytest.mark.parametrize(("number", "rounds"), [(33, 30), (4, 1), (1, 0), (1, 1001), (1003, 1000)])
+def test_a_round_that_no_run_has_is_refused(number, rounds):
+    with pytest.raises(BadInput, match="round"):
+        RunCost.of(PrivacyTarget(epsilon=1.0, delta=1e-6)).event(number, rounds)
 
 
 @pytest.mark.parametrize("holders", [2, 3, 5])

@@ -16,7 +16,7 @@ from assay.models.label import privacy_label
 from assay.models.scorecard import Scorecard
 from assay.models.study import parse_study
 from assay.privacy.errors import BadInput, Refused, Tampered
-from assay.privacy.keys import Identity
+from assay.privacy.keys import Identity, canonical_json
 
 STUDY = parse_study("""
 [study]
@@ -42,13 +42,14 @@ domain = [-2, 8]
 epsilon = 1
 """)
 MEMBERS = {
-    "study.toml", "scorecard.json", "weights.safetensors", "label.json", "metrics.json", "provenance.json",
-    "manifest.json", "signature",
+    "study.toml", "scorecard.json", "weights.safetensors", "label.json", "audit.json", "baseline.json",
+    "metrics.json", "provenance.json", "manifest.json", "signature",
 }  # fmt: skip
 IDENTITY = Identity.generate()
 GRID = Grid.of(STUDY)
-THETA = np.linspace(-1, 1, GRID.size + 1)
-CARD = Scorecard.of(STUDY, GRID, THETA, np.ones(GRID.size))
+THETA = np.linspace(-1, 1, GRID.width)
+CARD = Scorecard.of(STUDY, GRID, THETA, np.ones(GRID.width))
+HELD = ("fairness: SEX m: approval rate is 0.61 of the highest group's; allowed: at least 0.8",)
 
 
 def write(path, identity=IDENTITY, **changed):
@@ -86,13 +87,17 @@ def rewrite(path, content, compression=zipfile.ZIP_STORED):
     path.write_bytes(buffer.getvalue())
 
 
-def test_what_was_written_is_read(path):
+def test_what_was_written_is_read(path, tmp_path):
     opened = read_bundle(path)
     assert opened.study == STUDY
     assert (opened.theta == THETA).all()
     assert opened.scorecard.to_json() == CARD.to_json()
     assert opened.label["epsilon"] == 1
     assert opened.metrics == {"auroc": 0.75}
+    assert (opened.audit, opened.baseline, opened.held) == ({}, {}, ())
+    audited = {"audit": {"persons": 900.0}, "baseline": {"counts": [1.0, 2.0]}}
+    opened = read_bundle(write(tmp_path / "audited.bundle", **audited))
+    assert {"audit": opened.audit, "baseline": opened.baseline} == audited
     assert (opened.created, opened.expires) == (1000.0, 2000.0)
     assert (opened.signer, opened.fingerprint) == (IDENTITY.public, IDENTITY.fingerprint)
     assert set(members(path)) == MEMBERS
@@ -237,6 +242,43 @@ def test_an_expired_bundle_is_refused(path):
     with pytest.raises(Refused) as caught:
         opened.require_current(2000.0)
     assert caught.value.code == "expired"
+
+
+def test_a_bundle_that_a_gate_holds_back_says_why_and_must_not_be_used(tmp_path, path):
+    opened = read_bundle(write(tmp_path / "held.bundle", held=HELD))
+    assert opened.held == HELD
+    with pytest.raises(
+        Refused, match=r"held back and must not be used: fairness: SEX m: .*train again"
+    ) as no:
+        opened.require_promoted()
+    assert no.value.code == "held"
+    read_bundle(path).require_promoted()
+
+
+@pytest.mark.parametrize("held", [None, "fairness", {}, [1], 5])
+def test_a_signer_cannot_vouch_for_a_bundle_that_does_not_say_whether_it_is_held(tmp_path, path, held):
+    """What was signed is not what write_bundle makes: absent, or of another type."""
+    content = members(path)
+    provenance = json.loads(content["provenance.json"]) | {"held": held}
+    if held is None:
+        del provenance["held"]
+    content["provenance.json"] = canonical_json(provenance)
+    content["manifest.json"] = bundles._manifest(content)
+    content["signature"] = IDENTITY.sign("bundle", content["manifest.json"])
+    rewrite(path, content.items())
+    with pytest.raises(Tampered, match=r"provenance\.json"):
+        read_bundle(path)
+
+
+def test_a_bundle_of_another_format_is_refused(path):
+    content = members(path)
+    manifest = json.loads(content["manifest.json"])
+    assert manifest["version"] == 2
+    content["manifest.json"] = canonical_json(manifest | {"version": 1})
+    content["signature"] = IDENTITY.sign("bundle", content["manifest.json"])
+    rewrite(path, content.items())
+    with pytest.raises(Tampered, match=r"manifest\.json"):
+        read_bundle(path)
 
 
 def run(*arguments):

@@ -60,17 +60,17 @@ class TestCourier:
     @staticmethod
     def honest(identities, name, *, federation=FEDERATION, sender=None, receiver="coordinator", run=RUN):
         frame = Frame(federation=federation, sender=sender or name, receiver=receiver)
-        return seal(Accepted(run=run, heads=HEADS), frame, identities[name])
+        return seal(Accepted(run=run, pattern=7, heads=HEADS), frame, identities[name])
 
     def check(self, answers, reason):
-        assert answers["north"] == answers["east"] == Accepted(run=RUN, heads=HEADS)
+        assert answers["north"] == answers["east"] == Accepted(run=RUN, pattern=7, heads=HEADS)
         assert isinstance(answers["south"], NoAnswer)
         assert reason in answers["south"].reason
         assert len(answers["south"].reason.splitlines()) == 1
 
     def test_honest_answers_arrive(self, identities):
         answers = self.ask(identities, lambda _: self.honest(identities, "south"))
-        assert answers == dict.fromkeys(NAMES, Accepted(run=RUN, heads=HEADS))
+        assert answers == dict.fromkeys(NAMES, Accepted(run=RUN, pattern=7, heads=HEADS))
 
     def test_a_forged_answer_is_no_answer(self, identities):
         forger = dict(identities, south=Identity.generate())
@@ -97,7 +97,7 @@ class TestCourier:
     def test_the_question_sent_back_is_no_answer(self, identities):
         self.check(self.ask(identities, lambda frame: frame), "signature")
 
-    @pytest.mark.parametrize("garbage", [b"", b"x", bytes(1000), b"ASSAY1" + bytes(100)])
+    @pytest.mark.parametrize("garbage", [b"", b"x", bytes(1000), b"ASSAY2" + bytes(100)])
     def test_garbage_is_no_answer(self, identities, garbage):
         self.check(self.ask(identities, lambda _: garbage), "")
 
@@ -160,13 +160,13 @@ class TestHeads:
         return answer, seen[0], kept
 
     def test_the_first_heads_are_kept_and_the_question_named_none(self, north):
-        answer, question, kept = self.ask(north, Accepted(run=RUN, heads=HEADS))
-        assert answer == Accepted(run=RUN, heads=HEADS)
+        answer, question, kept = self.ask(north, Accepted(run=RUN, pattern=7, heads=HEADS))
+        assert answer == Accepted(run=RUN, pattern=7, heads=HEADS)
         assert (question.heads, question.countersignature) == ("", "")
         assert kept == [{"north": HEADS}]
 
     def test_what_is_known_goes_with_the_question_signed_where_the_run_begins_and_ends(self, north):
-        reply = Accepted(run=RUN, heads=heads(7, 12, ledger="c", log="d"))
+        reply = Accepted(run=RUN, pattern=7, heads=heads(7, 12, ledger="c", log="d"))
         for question in (offer(), Close(run=RUN, outcome="done")):
             _, asked, kept = self.ask(north, reply, known=HEADS, question=question)
             assert asked.heads == HEADS
@@ -182,8 +182,8 @@ class TestHeads:
         assert asked.heads == HEADS
 
     def test_the_same_heads_again_are_not_written_again(self, north):
-        answer, _, kept = self.ask(north, Accepted(run=RUN, heads=HEADS), known=HEADS)
-        assert answer == Accepted(run=RUN, heads=HEADS)
+        answer, _, kept = self.ask(north, Accepted(run=RUN, pattern=7, heads=HEADS), known=HEADS)
+        assert answer == Accepted(run=RUN, pattern=7, heads=HEADS)
         assert kept == []
 
     @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ class TestHeads:
         ids=["ledger went back", "log went back", "ledger forked", "log forked", "empty", "silent"],
     )
     def test_a_ledger_that_went_back_or_forked_is_not_used(self, north, said, reason):
-        answer, _, kept = self.ask(north, Accepted(run=RUN, heads=said), known=HEADS)
+        answer, _, kept = self.ask(north, Accepted(run=RUN, pattern=7, heads=said), known=HEADS)
         assert isinstance(answer, NoAnswer)
         assert answer.ledger
         assert reason in answer.reason

@@ -32,7 +32,7 @@ from assay.client.records import Records
 from assay.client.training import LocalTraining
 from assay.models.label import mechanism_of, privacy_target
 from assay.privacy import mechanism, noise
-from assay.privacy.accounting import TALLIES, RunCost, mu2_of
+from assay.privacy.accounting import COUNTS_SHARE, TALLIES, RunCost, mu2_of
 from assay.privacy.errors import AssayError, BadData, BadInput, Refused
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
@@ -266,14 +266,14 @@ class TestRounds:
         assert north.answer(gradient(2)).round == 2
 
     @pytest.mark.parametrize("counted", [False, True])
-    def test_not_even_where_a_gradient_costs_exactly_as_much_as_the_counts(self, north, counted):
+    def test_not_even_where_a_gradient_costs_as_much_as_the_counts(self, north, counted):
         north.answer(offer())
         if counted:
             north.answer(counts())
-        assert COST.gradient(8) == COST.counts
-        north.answer(gradient(1, rounds=8))
-        assert refusal(north, gradient(2, rounds=16)) == "changed"
-        assert refusal(north, gradient(18, rounds=16)) == "changed"
+        assert COST.gradient(17).noise_multiplier == pytest.approx(COST.counts.noise_multiplier)
+        north.answer(gradient(1, rounds=17))
+        assert refusal(north, gradient(2, rounds=34)) == "changed"
+        assert refusal(north, gradient(36, rounds=34)) == "changed"
 
     @pytest.mark.parametrize("number", [ROUNDS + 1, LAST])
     def test_a_tally_fixes_it_too_and_is_never_taken_a_second_time(self, north, ledger, number):
@@ -508,8 +508,8 @@ class TestSensitivity:
         play(north)
         charges = entries(ledger, "charge")
         one_column = math.sqrt(1 + 2 + 5)
-        gradients = [math.sqrt(FEATURES + 1)] * (ROUNDS + 1)
-        assert [entry["sensitivity"] for entry in charges] == [*gradients, 1.0, one_column]
+        counts, gradients = math.sqrt(FEATURES + 1), [0.75 * math.sqrt(FEATURES + 1)] * ROUNDS
+        assert [entry["sensitivity"] for entry in charges] == [counts, *gradients, 1.0, one_column]
 
     def test_persons_are_who_the_records_say_and_not_rows(self, tmp_path, no_noise):
         """The same rows as fifty persons count fifty times: the control for the grouping."""
@@ -652,7 +652,7 @@ class TestAccount:
 
     def test_opacus_accountant_has_the_last_word_whatever_was_charged_before(self):
         """A fresh training object, as after a restart, with a history that already fills the promise."""
-        training, spent = LocalTraining(STUDY, records(50)), [COST.counts] * 10
+        training, spent = LocalTraining(STUDY, records(50)), [COST.counts] * round(1 / COUNTS_SHARE)
         asked = {"number": 0, "rounds": 0, "theta": np.zeros(0)}
         asked["mechanism"] = mechanism_of(STUDY, GRID, number=0, rounds=0)
         assert training.noisy(**asked, charged=spent).shape == (GRID.width,)

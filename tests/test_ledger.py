@@ -25,7 +25,23 @@ from assay.privacy.ledger import YEAR_S, Ledger, Limits
 from assay.privacy.ledger_store import COLUMNS, LedgerStore
 
 IDENTITY = Identity.generate()
-COST = RunCost.of(PrivacyTarget(epsilon=1.0, delta=1e-6))
+
+
+class Cost:
+    """A plan of two kinds of release that cost epsilon 1 together, so that rows are easily numbered."""
+
+    mu2 = RunCost.of(PrivacyTarget(epsilon=1.0, delta=1e-6)).mu2 * (1 - 1e-11)
+    counts = Event(noise_multiplier=(0.1 * mu2) ** -0.5)
+
+    def gradient(self, rounds):
+        return Event(noise_multiplier=(0.9 * self.mu2 / rounds) ** -0.5)
+
+    def total(self, rounds):
+        steps = Event(noise_multiplier=self.gradient(rounds).noise_multiplier, steps=rounds)
+        return self.counts, steps
+
+
+COST = Cost()
 LIMITS = Limits(epsilon_per_study=2.0, epsilon_per_year=3.0, delta=1e-6)
 DAY_S = 86400.0
 
@@ -77,6 +93,19 @@ def test_a_whole_run_costs_what_was_promised(ledger):
     assert summary.spent_epsilon <= 1.0
     assert summary.studies == {"card": summary.spent_epsilon}
     assert summary.open_runs == ()
+
+
+def test_a_run_of_all_kinds_of_release_costs_what_was_promised(ledger):
+    cost = RunCost.of(PrivacyTarget(epsilon=1.0, delta=1e-6))
+    ledger.reserve(study="card", run="a", planned=cost.total(1), limits=LIMITS)
+    for number in range(33):
+        charge(ledger, number=number, event=cost.event(number, 30))
+    assert ledger.charged_rounds("a") == {number: cost.event(number, 30) for number in range(33)}
+    with pytest.raises(Refused, match="used up"):
+        charge(ledger, number=33, event=Event(noise_multiplier=10_000.0))
+    ledger.close_run(run="a", outcome="done")
+    assert ledger.summary(LIMITS).spent_epsilon == pytest.approx(1.0, rel=1e-9)
+    assert ledger.summary(LIMITS).spent_epsilon <= 1.0
 
 
 def test_a_run_that_uses_a_cap_up_exactly_is_accepted(ledger):

@@ -17,7 +17,7 @@ from proof_support import RUN, Coordinator
 from toy_study import SUMMED, policy, records
 
 from assay.client.holder import decline_code
-from assay.models.label import counts_mechanism, gradient_mechanism
+from assay.models.label import mechanism_of
 from assay.privacy.errors import AssayError, BadInput, Refused
 from assay.privacy.ledger import Ledger
 from assay.privacy.messages import (
@@ -131,15 +131,11 @@ class Line:
             roster=asked.roster,
             minimum=3,
         )
-        release = (
-            gradient_mechanism(world.study, world.grid, ROUNDS)
-            if number
-            else counts_mechanism(world.study, world.grid)
-        )
+        release = mechanism_of(world.study, world.grid, number=number, rounds=ROUNDS)
         question = Question(
             round=number,
             rounds=ROUNDS if number else 0,
-            theta=np.zeros(world.grid.size + 1 if number else 1),
+            theta=np.zeros(world.grid.width if number else 1),
             size=release.size,
             unit=release.unit,
         )

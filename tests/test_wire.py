@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.privacy.accounting import TALLIES
 from assay.privacy.errors import AssayError, Tampered
 from assay.privacy.keys import Identity, canonical_json
 from assay.privacy.messages import (
@@ -48,28 +49,28 @@ GOLDEN = {
     "offer": (
         Offer(run=RUN, study='[study]\nname = "é"\n', heads=HEADS, countersignature=PROOF),
         ASK,
-        "00000210",  # 528 bytes of header
-        '{"array":null,"federation":"@","fields":{"countersignature":"5a5a5a5a5a5a5a5a5a5a5a5a5a5'
-        "a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5"
-        'a5a5a5a5a5a5a","heads":"7:cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd'
-        'cd:9:efefefefefefefefefefefefefefefefefefefefefefefefefefefefefefefef","run":"0011223344'
-        r'5566778899aabbccddeeff","study":"[study]\nname = \"\u00e9\"\n"},"from":"coordinator","ki'
-        'nd":"offer","to":"north"}',
+        "0000021c",  # 540 bytes of header
+        '{"array":null,"federation":"@","fields":{"countersignature":"5a5a5a5a5a5a5a5a5a5a5a5a5'
+        "a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5"
+        'a5a5a5a5a5a5a5a5a","heads":"7:cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd'
+        'cdcdcdcd:9:efefefefefefefefefefefefefefefefefefefefefefefefefefefefefefefef","run":"00'
+        r'112233445566778899aabbccddeeff","study":"[study]\nname = \"\u00e9\"\n","version":2},"f'
+        'rom":"coordinator","kind":"offer","to":"north"}',
         "",  # no array
-        "cc675a5e9f3b48459d5b4d2181872a8fc7d4d81b9b3745407d3278b2b8c52648"  # R
-        "95dc1d8b6e0dd09157b5d558b771aabd8cc3ce8c27ef136a18e757859ae2ef03",  # S
+        "c489815a4aa969b3c9d7a96673828708de8b79ea00d33b2bf57c1e2fd8abd89f"  # R
+        "f1f658076b48236d4392812d778bd736d702e18c67cf1937670b8f471a79c302",  # S
     ),
     "accepted": (
-        Accepted(run=RUN, heads=HEADS),
+        Accepted(run=RUN, pattern=5, heads=HEADS),
         TELL,
-        "00000156",  # 342 bytes of header
-        '{"array":null,"federation":"@","fields":{"heads":"7:cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd'
-        "cdcdcdcdcdcdcdcdcdcdcdcdcdcd:9:efefefefefefefefefefefefefefefefefefefefefefefefefefefefe"
-        'fefefef","run":"00112233445566778899aabbccddeeff"},"from":"north","kind":"accepted","to"'
-        ':"coordinator"}',
+        "00000162",  # 354 bytes of header
+        '{"array":null,"federation":"@","fields":{"heads":"7:cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd'
+        "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcd:9:efefefefefefefefefefefefefefefefefefefefefefefefefefe"
+        'fefefefefef","pattern":5,"run":"00112233445566778899aabbccddeeff"},"from":"north","kin'
+        'd":"accepted","to":"coordinator"}',
         "",  # no array
-        "b039ba6cb8c57864648b22c07f0c954f68191e046249f7b20ae2c587a166727e"  # R
-        "1cc51ec6cc71a75e00604f318b0007a93220945e77287386a74a97126ee62c05",  # S
+        "0517685d8b018ee06424f24f88fc1edd8ece678bac8b3eac7c6a2174a4e911c7"  # R
+        "e5486dfb6df2b32933d250ec1e77e791c57cefad8bf2f9034442737be4b8310a",  # S
     ),
     "declined": (
         Declined(run=RUN, code="budget"),
@@ -78,8 +79,8 @@ GOLDEN = {
         '{"array":null,"federation":"@","fields":{"code":"budget","run":"00112233445566778899aabb'
         'ccddeeff"},"from":"north","kind":"declined","to":"coordinator"}',
         "",  # no array
-        "0f4afb872116a7d20f1f05af950fb697435c38d015cdaba11a301a1000bc7802"  # R
-        "09be4e59c055694f622c9f5dae800dd2b76c6a6f41bcd9fd16db9b932096da02",  # S
+        "44c1919834acc502c4177ad018ed9152b3008cf86dc0ec29a07fc8248bfde823"  # R
+        "7a75d0f5607987f2adad4ec3e973c2972272b6a1e0d539c22ea92cc77512780b",  # S
     ),
     "counts": (
         CountsRequest(run=RUN),
@@ -88,8 +89,8 @@ GOLDEN = {
         '{"array":null,"federation":"@","fields":{"heads":"","run":"00112233445566778899aabbccdde'
         'eff"},"from":"coordinator","kind":"counts","to":"north"}',
         "",  # no array
-        "99583c5095c101fb262c657d56434d2a8d4931eac6d96e6ae0d9d345daafb62c"  # R
-        "62a20dc04144b877517513744860d602052d6eb1dd8744b80a202333ebdce40c",  # S
+        "8346e0a90e36e95179c8efd519ffbeb54ab8dc46f996c88969dec8de4b1b0946"  # R
+        "ed0c2825dffd1f6566f9c1d77810e21b09d3b2826737164cb38424ce912d5d0c",  # S
     ),
     "gradient": (
         GradientRequest(run=RUN, round=2, rounds=30, theta=np.array([0.0, -1.5])),
@@ -99,8 +100,8 @@ GOLDEN = {
         'nds":30,"run":"00112233445566778899aabbccddeeff"},"from":"coordinator","kind":"gradient"'
         ',"to":"north"}',
         "0000000000000000000000000000f8bf",
-        "7968f653e591ccc95b24b4ece5b80a45f4fa669dcebe8fad196fb113322a33fe"  # R
-        "4b6d9c0d9278f211fb1ae0fbb3347a05718bc967b3e536ce256e569f2f60610a",  # S
+        "275da3948a2232a1043b3ef450deca46ff24b76f57ff4a270a9803b5fd181703"  # R
+        "bfad0e66da793a700f9004aca80bee14861c823fa05a652a4d6f19b3a0696907",  # S
     ),
     "release": (
         Release(run=RUN, round=2, unit=0.0078125, values=np.array([1, -2, 1 << 52])),
@@ -110,8 +111,8 @@ GOLDEN = {
         '":"00112233445566778899aabbccddeeff","unit":0.0078125},"from":"north","kind":"release","'
         'to":"coordinator"}',
         "0100000000000000feffffffffffffff0000000000001000",
-        "192486513e67637571f702c101d9ffc03634fb3f30e7427b223b838dc9d38bb0"  # R
-        "c8a7574547e3beae62996652434fe0f5b83d2f2e82779403f4d29db210cb7503",  # S
+        "603f7ee96211deb38ecaa1fe7e5c089c211f4d01cdf108def31cb0a9d36cc4e8"  # R
+        "21fd88be9a3ce3b4ef2909c03dd1fed78413dc63374de71da9b1949d0449040c",  # S
     ),
     "keys-request": (
         KeysRequest(run=RUN, session=1, holders={"east": "11" * 32, "north": "22" * 32}),
@@ -122,8 +123,8 @@ GOLDEN = {
         '22222222222222222222222"},"run":"00112233445566778899aabbccddeeff","session":1},"from":"'
         'coordinator","kind":"keys-request","to":"north"}',
         "",  # no array
-        "0e1e5d5a57c112259de75e0851c56b540035988d632819b2da712fd6de2abef9"  # R
-        "3eda0ec5ec5fc8f9ac03ba5c35120d2f1f70be3dd84ea95a6b3715fb15a27604",  # S
+        "eb940346f250dce79ef129881e405e893aa6b4d5e361f37d25ec355c4ebe4d2a"  # R
+        "559126e713218fb52f5cc3e977c969686bfeeb5c5c7e404f2094d953ec9c4500",  # S
     ),
     "keys": (
         Keys(run=RUN, session=1, advert=b"\x01\x02\x03"),
@@ -132,8 +133,8 @@ GOLDEN = {
         '{"array":{"dtype":"|u1","length":3},"federation":"@","fields":{"run":"001122334455667788'
         '99aabbccddeeff","session":1},"from":"north","kind":"keys","to":"coordinator"}',
         "010203",
-        "3d01bfd4be59128829c323e91cc87702721284e22ea4af65faa986e9c5ad6fac"  # R
-        "604ec83d6c78686e02f28b3f6d8d590c882f104d419440e5ca317e3f55552d08",  # S
+        "e828a406df80e2a5387bfb87cec256561dbf56ec056ab32f4b02b2554be62b15"  # R
+        "3678d6f1319032d56606b652d84d6021e76062b38856926894058f6e0bd22603",  # S
     ),
     "shares-request": (
         SharesRequest(run=RUN, session=1, names=["east", "north"], adverts=b"\x01\x02\x03\x04"),
@@ -143,8 +144,8 @@ GOLDEN = {
         '"run":"00112233445566778899aabbccddeeff","session":1},"from":"coordinator","kind":"share'
         's-request","to":"north"}',
         "01020304",
-        "4934dfc6290b9bf86eca3d37b88889329bb885ce398313f93521a87df296aa9f"  # R
-        "95732604fa47d0e189b92794966b671d7f2316ac1f93a05145cd9e688cd1b30c",  # S
+        "1b028978fbbf141005cb09ccd30505b8c8f7205c1a0cc7809d2b74c748c1e850"  # R
+        "f0266a98e744113b2fe605d4fd3e2bad4ab8b6eef6a35d2be1fbac56c536820e",  # S
     ),
     "shares": (
         Shares(run=RUN, session=1, shares=b"\x09\x08"),
@@ -153,8 +154,8 @@ GOLDEN = {
         '{"array":{"dtype":"|u1","length":2},"federation":"@","fields":{"run":"001122334455667788'
         '99aabbccddeeff","session":1},"from":"north","kind":"shares","to":"coordinator"}',
         "0908",
-        "09ecdf1aa56b37e1cc3aa41614a7a290698da7acc9a449f99b0747b73d64f77f"  # R
-        "7b9691a64601d4b51dde0a5f50b1149db479d7c70ade8da5450f47397e250c09",  # S
+        "b2b4248b2b85c188717257942315c85226b36c4dfe9f6d3044a17f85f0f4dc81"  # R
+        "17f6775995d3aeb5af4434a824f976414f8184ef424b12d49c11da425b6dc006",  # S
     ),
     "mask": (
         MaskRequest(
@@ -174,8 +175,8 @@ GOLDEN = {
         '0112233445566778899aabbccddeeff","session":1},"from":"coordinator","kind":"mask","to":"n'
         'orth"}',
         "000000000000d03f",
-        "2c33cf6afffeeb15dfd0fe74f33cd78d13cd232825598de4b2c55b6149b51caf"  # R
-        "cc19ed58d0e9cdeb40ae2dbd9e6dfd706deae3525b14ee845818fbac841e4a08",  # S
+        "860c45f478018729545035d3ed5e22dcd74f5e94ae7ab4b390dc51a5b5e2cbcd"  # R
+        "c73e016fb990650f347a23215cbb16b3cfa2f8dbbc336521c828037192417705",  # S
     ),
     "masked": (
         Masked(
@@ -193,8 +194,8 @@ GOLDEN = {
         '5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a",'
         '"session":1,"unit":0.5},"from":"north","kind":"masked","to":"coordinator"}',
         "0100000000000000feffffffffffffff",
-        "35cf16e70b40d8fe0e29ef27a94154789e3f560eb7734846b0652e3510d341d2"  # R
-        "09283401620d7dca79919adbc8031f13db27ed5d41108dd3747d6da98d3b640c",  # S
+        "008602b36e4d92d8d30ab5335187f02111d31e08d9738d01927fd959a97df8a1"  # R
+        "4babc143c8d1fe128e32ffeb5669dc9e1722b61d93a209d1a1986e8b5b36090f",  # S
     ),
     "survivors": (
         SurvivorsRequest(
@@ -213,8 +214,8 @@ GOLDEN = {
         'ta_sha256":"7777777777777777777777777777777777777777777777777777777777777777"},"from":"c'
         'oordinator","kind":"survivors","to":"north"}',
         "",  # no array
-        "4c95b881f88ea6e0877b8e7a573e2ae887212a77f2192b275481cee511a029f3"  # R
-        "39a2850111d9e0bd880695cf67d0f20f9ae9cbbdbaff730a300df98a83e78d0d",  # S
+        "32819b0919450a5d9c427a3adb3955455265d0e080a218afbc91ad883cef06cf"  # R
+        "0a80d9d7838e661a1deb1c70fa97f9c8fe958e6750c2014cb9be0079dd11740f",  # S
     ),
     "consent": (
         Consent(run=RUN, session=1, round=33, signature=PROOF),
@@ -225,8 +226,8 @@ GOLDEN = {
         '5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a"},"from":"north",'
         '"kind":"consent","to":"coordinator"}',
         "",  # no array
-        "1b0924204abef89131d6287fc444a4edeae9efaf11e181f69453dcc4279d0274"  # R
-        "59c022ecd1ab76030bee203a04eb0ca97d73ec12d298bd8fe4c839e99902f405",  # S
+        "387d95e8c7d16bb4c50d25c8b774b78dba97db633ead097d43de0259f123c1e4"  # R
+        "d53435cf8161e5e2c3cf28b60575ad9b014096f624874fe05aabc68f298d290b",  # S
     ),
     "open": (
         OpenRequest(
@@ -248,8 +249,8 @@ GOLDEN = {
         '777777777777777777777777777777"},"from":"coordinator","kind":"open","to":"north"}',
         "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f2021222324252627"
         "28292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f4041",
-        "3b9626d74b8de1fee2451b8f156d5fd37a2df0d43bda7c832bac4d16ddc33411"  # R
-        "f8fe1c671bf8256c8e933a191c5cf0b9ffe00333015c011d14e6c263ac624f09",  # S
+        "34db86869863cb0581d2408ca1ec815e75dfd3a35c145783bdcf0519825a2b26"  # R
+        "93273f0d54e7a5a9f256377d678b703500fa4a369eb0b152d6f1e7883c070303",  # S
     ),
     "opened": (
         Opened(run=RUN, session=1, round=33, shares=b"\xff\xfe"),
@@ -259,8 +260,8 @@ GOLDEN = {
         '3445566778899aabbccddeeff","session":1},"from":"north","kind":"opened","to":"coordinator'
         '"}',
         "fffe",
-        "796ca9945f4faa820be239cf1cce3335a7ea3e2afa70844bd12a4e1812559f39"  # R
-        "74f5e7946b3d2e4d6843c51582fe4fd29e9b04d4bbb452557b3897ca2409e902",  # S
+        "228035eab167532861e9acb9398af8654acfaaf9d797e6ca8fb6a758d953a878"  # R
+        "e046ebbc73818005e887ba7ce608d1d327860cbc8554ce9b253cec5323ebc907",  # S
     ),
     "close": (
         Close(run=RUN, outcome="done"),
@@ -270,8 +271,8 @@ GOLDEN = {
         'e","run":"00112233445566778899aabbccddeeff"},"from":"coordinator","kind":"close","to":"n'
         'orth"}',
         "",  # no array
-        "1d18f9f8ca2d842798ce4fa17fb1fae44b2a1eb090bcfb805c8e40506b100bac"  # R
-        "33733d4bfbe02372639cf006809ea99b6f40d36d400579fdffc7849424215e07",  # S
+        "0c8f3ca38e9c58d12f50e4c7352ab2c37c711e4c02fb3ed63aa93c23cfd104b7"  # R
+        "37f01d670b5606b68ead3f74d17e43cad9ac99b3596c4a430a1055b2e6c16e0f",  # S
     ),
     "closed": (
         Closed(run=RUN),
@@ -280,8 +281,8 @@ GOLDEN = {
         '{"array":null,"federation":"@","fields":{"heads":"","run":"00112233445566778899aabbccdde'
         'eff"},"from":"north","kind":"closed","to":"coordinator"}',
         "",  # no array
-        "105d0faf02a2cb858e130b58a605b58829221997ae73fac01208f8d248faab06"  # R
-        "1803fc28046666a75a16e58d323b6c69f0f48107a1df7d5b70340edbda2aa704",  # S
+        "5920ac442b910dd653b61e766760cfc9b9d435ae849bb721a8fa474d0ec34b72"  # R
+        "5dec079f7ceed433359311f0848980ef0fd0c3162653dc24e137efd730183604",  # S
     ),
 }
 KINDS = list(GOLDEN)
@@ -290,7 +291,7 @@ KINDS = list(GOLDEN)
 def recorded(kind):
     _, _, length, header, array, signature = GOLDEN[kind]
     return (
-        bytes.fromhex("415353415931")  # magic "ASSAY1"
+        bytes.fromhex("415353415932")  # magic "ASSAY2"
         + bytes.fromhex(length)
         + header.replace("@", FEDERATION).encode("ascii")
         + bytes.fromhex(array)
@@ -312,7 +313,7 @@ def signed(body):
 
 def forged(header, payload=b""):
     raw = header if isinstance(header, bytes) else canonical_json(header)
-    return signed(b"ASSAY1" + len(raw).to_bytes(4, "big") + raw + payload)
+    return signed(b"ASSAY2" + len(raw).to_bytes(4, "big") + raw + payload)
 
 
 def header_of(kind, /, **changes):
@@ -353,11 +354,12 @@ class TestBytes:
         assert from_holder == {"accepted", "declined", "release", "masked", "closed"} | keys
         for kind in from_holder - {"release", "masked"} - keys:
             assert GOLDEN[kind][0].array is None
-            assert set(vars(GOLDEN[kind][0])) <= {"run", "code", "heads"}
+            # A pattern is a choice of components: which columns there are, whatever stands in them.
+            assert set(vars(GOLDEN[kind][0])) <= {"run", "code", "heads", "pattern"}
 
     @settings(max_examples=100, deadline=None)
     @given(
-        st.integers(0, MAX_ROUNDS),
+        st.integers(0, MAX_ROUNDS + TALLIES),
         st.floats(min_value=1e-300, max_value=1e300),
         st.lists(st.integers(-(2**53) + 1, 2**53 - 1), min_size=1, max_size=20),
     )
@@ -505,7 +507,8 @@ def test_a_header_that_is_not_exactly_as_described_is_refused(name):
 
 def test_the_magic_names_the_version():
     body = recorded("accepted")[:-64]
-    refused(signed(b"ASSAY2" + body[6:]), "accepted", "magic")
+    for magic in (b"ASSAY1", b"ASSAY3"):
+        refused(signed(magic + body[6:]), "accepted", "magic")
 
 
 class TestSizesComeFirst:
@@ -522,7 +525,7 @@ class TestSizesComeFirst:
         ("length", "room"), [(0xFFFFFFFF, 10), (1 << 31, 10), (5, 4), ((1 << 21) + 1, (1 << 21) + 1)]
     )
     def test_a_header_longer_than_allowed_or_than_the_message_is_refused_unread(self, length, room):
-        data = signed(b"ASSAY1" + length.to_bytes(4, "big") + b"[" * room)
+        data = signed(b"ASSAY2" + length.to_bytes(4, "big") + b"[" * room)
         refused(data, "accepted", "header length")
 
     @pytest.mark.parametrize("length", [10**12, 1 << 63, (1 << 19) + 1, 4, 2, 0, -1, -3])
@@ -590,6 +593,14 @@ class TestArrays:
             values[0] = 7
 
 
+@pytest.mark.parametrize(("kind", "number"), [("gradient", 31), ("gradient", 32), ("mask", 61), ("mask", 62)])
+def test_two_rounds_follow_the_gradients(kind, number):
+    session = {"session": number // 32} if kind == "mask" else {}
+    payload = bytes.fromhex(GOLDEN[kind][4])
+    header = with_fields(kind, round=number, **session)
+    assert open_frame(forged(header, payload), GOLDEN[kind][1], SIGNER.public).round == number
+
+
 BAD_FIELDS = [
     (
         "accepted",
@@ -598,9 +609,11 @@ BAD_FIELDS = [
     ),
     ("accepted", "run", ["../" + RUN[3:], [RUN], {"run": RUN}, True, 1.5]),
     ("declined", "code", ["", "a b", "x" * 33, "é", "a\n", "12 rows", 5, None, ["budget"], True]),
-    ("gradient", "round", [0, -1, 31, 1.0, "1", True, None, 10**30]),
+    ("accepted", "pattern", [0, -1, 32, 1.0, "1", True, None]),
+    ("offer", "version", [-1, 1 << 31, 2.0, "2", True, None]),
+    ("gradient", "round", [0, -1, 33, 1.0, "1", True, None, 10**30]),
     ("gradient", "rounds", [0, -1, MAX_ROUNDS + 1, 30.0, "30", True, None, 10**30]),
-    ("release", "round", [-1, MAX_ROUNDS + 1, 1.0, "1", True, False, None]),
+    ("release", "round", [-1, MAX_ROUNDS + TALLIES + 1, 1.0, "1", True, False, None]),
     ("release", "unit", [0.0, -1.0, -0.0, 1, True, "1", None]),
     ("close", "outcome", ["", "finished", "DONE", 1, None, True, ["done"]]),
     ("offer", "study", ["", 5, None, ["x"], "\ud800", "a = 1 # \udfff"]),
@@ -631,8 +644,8 @@ BAD_FIELDS = [
         [[], ["north", "east"], ["east", "east"], ["east", "NORTH"], "east", None, [5]],
     ),
     ("shares-request", "names", [["a", "b", "c"]]),
-    ("mask", "round", [-1, 61, 0, 1.0, "1", True, None]),
-    ("mask", "rounds", [-1, 32, 0, MAX_ROUNDS + 1, 60.0, None]),
+    ("mask", "round", [-1, 63, 0, 1.0, "1", True, None]),
+    ("mask", "rounds", [-1, 30, 0, MAX_ROUNDS + 1, 60.0, None]),
     ("mask", "active", [[], ["north", "east"], ["east", "east"], "east", None]),
     ("masked", "sent", ["", PROOF[:-1], PROOF.upper(), 5, None]),
     ("masked", "unit", [0.0, -1.0, 1, True, None]),
@@ -640,7 +653,7 @@ BAD_FIELDS = [
     ("survivors", "theta_sha256", ["", "77", "77" * 33, 7, None]),
     ("consent", "signature", ["", PROOF[:-1], 5, None]),
     ("open", "signers", [[], ["north", "east"], [f"h{number:02d}" for number in range(5)], None]),
-    ("opened", "round", [-1, MAX_ROUNDS + 1, True, None]),
+    ("opened", "round", [-1, MAX_ROUNDS + TALLIES + 1, True, None]),
 ]
 
 

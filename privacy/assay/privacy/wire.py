@@ -2,7 +2,7 @@
 
 Frame (all integers big-endian, arrays little-endian)::
 
-    bytes 0..5    magic "ASSAY1"
+    bytes 0..5    magic "ASSAY2"
     bytes 6..9    length H of the header
     H bytes       header: canonical JSON {"array", "federation", "fields", "from", "kind", "to"}
     k*n bytes     the array, if the header names one: n values of "<i8", "<u8" or "<f8" (k = 8) or
