@@ -45,7 +45,7 @@ class LocalTraining:
             records.persons,
             size=grid.size,
             patterns=grid.patterns,
-            l2_clip_norm=grid.sensitivity,
+            l2_clip_norm=grid.gradient_clip_norm,
         )
         self._counts = ClippedCounts(additive, l2_clip_norm=grid.sensitivity)
         self._gradients: AdditiveClippedSum | NeuralClippedSum = additive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,15 +148,24 @@ def score(
     from assay.models.scoring import score_file
 
     done = score_file(
-        read_bundle(bundle), source, output, purpose=purpose, context=context, platform=platform
+        read_bundle(bundle),
+        source,
+        output,
+        purpose=purpose,
+        context=context,
+        platform=platform,
+        step=_every_seconds("{:,} records scored"),
     )
     if done.absent:
-        note(f"columns not in {source}, counted as missing: {', '.join(done.absent)}")
+        note(f"columns not in {source}: {', '.join(done.absent)}")
+    if done.missing_components:
+        note(f"not known, counted neither for nor against: {', '.join(done.missing_components)}")
     if done.other_platform:
         note(f"columns of another platform, treated as not there: {', '.join(done.other_platform)}")
     result = {
         "rows": done.rows,
         "absent_columns": list(done.absent),
+        "missing_components": list(done.missing_components),
         "other_platform_columns": list(done.other_platform),
         "output": str(done.output),
     }
@@ -267,6 +277,21 @@ def export(
     emit(
         result, as_json=as_json, text=f"{output}: for {purpose} only. Whoever holds it can use it unchecked."
     )
+
+
+def _every_seconds(words: str, seconds: float = 2.0) -> Callable[[int], None]:
+    """Return what says ``words`` with a number on standard error, at most once in so many seconds."""
+    import time
+
+    last = time.monotonic()
+
+    def step(number: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            note(words.format(number))
+
+    return step
 
 
 def _study_facts(study: Study) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def mechanism_of(
         BadInput: a number is out of range.
     """
     event = RunCost.of(privacy_target(study)).event(number, rounds)
-    size, sensitivity = grid.width, grid.sensitivity
+    size, sensitivity = grid.width, grid.gradient_clip_norm if number else grid.sensitivity
     if study.training.model == "neural" and 0 < number <= rounds:
         from assay.models.neural import L2_CLIP_NORM, NeuralLayout  # late: it needs torch and Opacus
 

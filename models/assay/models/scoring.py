@@ -37,13 +37,16 @@ class Scored:
 
     Attributes:
         rows: number of records scored.
-        absent: feature columns the input does not have; those features counted as missing.
+        absent: feature columns the input does not have; those features counted as missing, or as not there
+            with their whole component.
+        missing_components: components without any column: they counted neither for nor against.
         other_platform: compliance columns that the input has and that do not count here.
         output: the file written.
     """
 
     rows: int
     absent: tuple[str, ...]
+    missing_components: tuple[str, ...]
     other_platform: tuple[str, ...]
     output: Path
 
@@ -57,6 +60,7 @@ def score_file(
     context: str | None = None,
     platform: str | None = None,
     clock: Callable[[], float] = time.time,
+    step: Callable[[int], None] = lambda _: None,
 ) -> Scored:
     """Score every record of ``source`` and write ``target``, whole or not at all.
 
@@ -74,6 +78,7 @@ def score_file(
         platform: where they are to be used, if that is a platform. A compliance feature of another one is
             treated as if the input did not have its column.
         clock: seconds since 1970.
+        step: called now and then with the number of records scored so far.
 
     Raises:
         Refused: the purpose is not the bundle's, the context is none of the bundle's, the bundle has
@@ -99,11 +104,14 @@ def score_file(
             people = _typed(batch, {person: "text"} if person else {}, source, first_row=rows + 1)
             write([*(pa.array(names, pa.string()) for names in people.values()), *_result(card, columns)])
             rows += batch.num_rows
+            step(rows)
         if rows == 0:
             raise BadData("rows", where=source, allowed="at least one record")
     unused = [f.feature.column for f in card.grid.features if f.feature.column not in present]
+    there = card.grid.components_of(card.grid.pattern_of(present))
     return Scored(
         rows=rows,
+        missing_components=tuple(name for name in card.grid.components if name not in there),
         absent=tuple(name for name in unused if name not in reader.columns),
         other_platform=tuple(name for name in unused if name in reader.columns),
         output=target,

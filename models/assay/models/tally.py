@@ -161,10 +161,11 @@ class AuditTally:
         scores = card.score(encoded)
         bad = labels.astype(np.int64)
         bins = np.searchsorted(self.edges(), scores.score, side="right") - 1
-        blocks = [_one_hot(2 * bins + bad, self.scores.stop)]
-        for column in self.columns:
-            blocks.append(self._group_rows(column, groups.get(column.column), scores, bad))
-        blocks.append(self._near_rows(card, scores))
+        blocks = (
+            _one_hot(2 * bins + bad, self.scores.stop),
+            *(self._group_rows(each, groups.get(each.column), scores, bad) for each in self.columns),
+            self._near_rows(card, scores),
+        )
         return sparse.hstack(blocks, format="csr")
 
     def _group_rows(

@@ -47,7 +47,7 @@ __all__ = [
     "require_smooth",
 ]
 
-COUNTS_SHARE = 0.1
+COUNTS_SHARE = 0.05
 """Share of a run's mu^2 that pays for the noisy counts of round 0."""
 CALIBRATION_SHARE = 0.03
 """Share that pays for the histogram of outcomes by predicted log-odds, after the gradients."""
