@@ -262,8 +262,8 @@ class Grid:
 
         A little below the largest norm: few rows are predicted badly enough, and near enough to knots, to
         be scaled down, and all others get less noise. Measured on the bundled and on synthetic records at
-        epsilon 1: with .75 of the bound AUROC gains .001 to .007 and the level of probabilities stays; with .7
-        and less it does not.
+        epsilon 1: with .75 of the bound AUROC gains .001 to .007 and the level of probabilities stays; with
+        .7 and less it does not.
         """
         return CLIP_SHARE * self.sensitivity
 
