@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from federation_support import LOCAL, assay, assay_json
+from federation_support import LOCAL, STUDY, assay, assay_json
 from monitor_support import SIGNER, holder_home, people, read_card, write_card, write_csv
 
 from assay.client import enrol, monitor
@@ -26,6 +26,8 @@ from assay.privacy.accounting import mu_of
 from assay.privacy.errors import BadInput, Refused
 from assay.privacy.keys import Identity, canonical_json
 from assay.privacy.ledger import Ledger
+from assay.server.publish import publish
+from assay.simulations.engine import federate
 
 PERSON = LOCAL + '\n[person]\ncolumn = "person"\n'
 
@@ -265,7 +267,7 @@ class TestRelease:
         ],
     )
     def test_the_policy_has_the_last_word(self, tmp_path, policy, words):
-        card = write_card(tmp_path / "card.bundle", text=LOCAL.replace("epsilon = 1.0", "epsilon = 0.05"))
+        card = write_card(tmp_path / "card.bundle", text=STUDY.replace("epsilon = 1.0", "epsilon = 0.05"))
         home = holder_home(tmp_path, "bank-a", *people(1500), policy=[policy])
         error = assay(
             "client", "monitor", home, card, "--epsilon", 0.5, "--output", tmp_path / "b.json", code=3
@@ -520,3 +522,24 @@ class TestCompareAtTheHolder:
         a = assay_json("client", "compare", several, *person)["auroc_difference"]
         b = assay_json("client", "compare", once, *plain)["auroc_difference"]
         assert a["std_error"] == pytest.approx(b["std_error"])
+
+
+@pytest.mark.slow
+class TestTrainedBundle:
+    """The baseline of a real run: counts from its round 0, scores from its last audit."""
+
+    def test_the_population_it_was_trained_on_is_stable_and_another_is_not(self, tmp_path):
+        parts = {name: people(3000, seed=seed) for seed, name in enumerate(("bank-a", "bank-b", "bank-c"))}
+        held = {name: Records(columns=columns, labels=labels) for name, (columns, labels) in parts.items()}
+        done = federate(LOCAL.replace("rounds = 40", "rounds = 4"), held)
+        card = tmp_path / "trained.bundle"
+        publish(card, study=done.study, trained=done.trained, identity=done.identity, created=time.time())
+        for later, verdict in ((0, "stable"), (2, "moved")):
+            paths = []
+            for seed, name in enumerate(parts):
+                home = holder_home(tmp_path / str(later), name, *people(3000, seed, later=later))
+                exact = assay_json("client", "monitor", home, card)
+                assert exact["verdict"] == verdict, exact
+                paths.append(tmp_path / f"{name}-{later}.json")
+                released(home, card, paths[-1], epsilon=1.0)
+            assert assay_json("model", "monitor", card, *paths)["verdict"] == verdict
