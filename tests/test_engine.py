@@ -1,15 +1,21 @@
 """A simulated federation: the live code end to end on synthetic records, and what it is compared with."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from toy_study import FEATURES, GRID, ROUNDS, SUMMED, TEXT, records
+from typer.testing import CliRunner
 
 from assay.client.records import Records
 from assay.models.bundle import read_bundle
+from assay.models.cli import model_app
+from assay.models.scoring import score_file
 from assay.models.study import parse_study
 from assay.privacy.errors import BadInput, Refused
 from assay.privacy.keys import Identity, verify
 from assay.server.publish import VALID_S, publish
+from assay.simulations import engine
 from assay.simulations.comparison import (
     evaluate,
     people_lines,
@@ -53,22 +59,42 @@ class TestFederate:
     def test_the_shape_is_the_studys(self, done):
         trained = done[0].trained
         assert (trained.rounds, trained.holders) == (ROUNDS, ("east", "north", "south"))
-        assert (trained.theta.size, trained.counts.size) == (GRID.size + 1, GRID.size)
-        assert trained.counts.sum() / FEATURES == pytest.approx(2100, rel=0.2)
+        assert (trained.theta.size, trained.counts.size) == (GRID.width, GRID.width)
+        assert trained.counts[: GRID.size].sum() / FEATURES == pytest.approx(2100, rel=0.2)
+        assert dict(trained.patterns) == dict.fromkeys(("east", "north", "south"), GRID.patterns)
 
     def test_its_steps_are_reported(self, done):
-        assert [step.kind for step in done[1]] == ["offer", "counts"] + ["round"] * ROUNDS
+        kinds = ["offer", "counts", *["round"] * ROUNDS, "calibration", "audit"]
+        assert [step.kind for step in done[1]] == kinds
 
     def test_two_runs_on_the_same_records_differ_by_their_noise(self, done):
         again = federate(done[0].study.text, three())
         assert not np.array_equal(again.trained.theta, done[0].trained.theta)
+
+    @pytest.mark.parametrize("text", [TEXT, SUMMED], ids=["local", "distributed"])
+    def test_with_little_noise_the_audit_says_what_the_card_does(self, text):
+        """Epsilon 100: noise of 3 persons and less; the exact figures are those of the same persons."""
+        trained, whole = federate(with_epsilon(text, 100.0), three()).trained, pool([*three().values()], GRID)
+        exact, audit, sex = (
+            evaluate(trained.card, whole),
+            trained.audit,
+            np.concatenate([each.groups["SEX"] for each in three().values()]),
+        )
+        assert audit["persons"] == pytest.approx(2100, rel=0.1)
+        assert audit["auroc"]["value"] == pytest.approx(exact.metrics.auroc, abs=0.03)
+        assert audit["bad_rate"]["value"] == pytest.approx(whole.labels.mean(), abs=0.03)
+        approved = exact.scores.score >= audit["cut_off"]
+        for code, group in enumerate(audit["groups"][0]["groups"][:2]):
+            assert group["group"] == ("f", "m")[code]
+            assert group["approval_rate"]["value"] == pytest.approx(approved[sex == code].mean(), abs=0.03)
+            assert group["observed"]["value"] == pytest.approx(whole.labels[sex == code].mean(), abs=0.03)
 
     def test_with_almost_no_noise_it_is_the_same_model_whoever_holds_the_records(self):
         text = with_epsilon(TEXT, 900.0)
         parts = three()
         apart = federate(text, parts).trained.theta
         summed = federate(with_trust(text, "distributed"), parts).trained.theta
-        together = federate(text, {"all": pool(list(parts.values()))}).trained.theta
+        together = federate(text, {"all": pool(list(parts.values()), GRID)}).trained.theta
         assert np.abs(summed - together).max() < 0.05
         assert np.abs(apart - together).max() < 0.05
         assert np.abs(together).max() > 0.3
@@ -80,11 +106,34 @@ class TestFederate:
         held["east"] = Records(columns=columns, labels=east.labels, absent=("house",))
         assert np.isfinite(federate(SUMMED, held).trained.theta).all()
 
-    def test_a_holder_that_says_no_ends_it_and_says_why(self):
-        lines = []
-        with pytest.raises(Refused, match=r"declined \(model\)"):
-            federate(TEXT.replace("rounds = 4", 'rounds = 4\nmodel = "neural"'), three(), log=lines.append)
+    def test_a_holder_that_says_no_ends_it_and_says_why(self, monkeypatch):
+        lines, allowed = [], engine._policy_for
+        monkeypatch.setattr(engine, "_policy_for", lambda study: replace(allowed(study), epsilon_per_run=1.0))
+        with pytest.raises(Refused, match=r"declined \(epsilon\)"):
+            federate(TEXT, three(), log=lines.append)
         assert len(lines) == 3
+
+    def test_a_network_has_no_scorecard_to_end_in(self):
+        with pytest.raises(Refused) as caught:
+            federate(TEXT.replace("rounds = 4", 'rounds = 4\nmodel = "neural"'), three())
+        assert caught.value.code == "model"
+
+    def test_holders_with_different_components_train_one_card(self):
+        """East knows what is spent, north what was paid, south both: no person is linked to another."""
+        names = {"east": {"INCOME", "BALANCE"}, "north": {"DELAY"}, "south": {"INCOME", "BALANCE", "DELAY"}}
+        held = {}
+        for name, whole in three().items():
+            columns = {column: values for column, values in whole.columns.items() if column in names[name]}
+            held[name] = Records(columns=columns, labels=whole.labels, groups=whole.groups)
+        trained = federate(with_epsilon(SUMMED, 20.0), held).trained
+        assert [GRID.components_of(trained.patterns[name]) for name in ("east", "north", "south")] == [
+            ("spending",),
+            ("payment_history",),
+            ("spending", "payment_history"),
+        ]
+        assert evaluate(trained.card, TEST).metrics.auroc > 0.70
+        house = slice(GRID.offsets[3], GRID.offsets[4])
+        assert not trained.card.points[house].any()  # nobody has it, so it counts for nothing
 
     def test_two_holders_cannot_hide_in_a_sum(self):
         held = three()
@@ -118,13 +167,95 @@ class TestPublish:
             path, study=run.study, trained=run.trained, identity=run.identity, created=1_000_000.0
         )
         assert (label["epsilon"], label["delta"], label["holders"]) == (2.0, 1e-6, 3)
-        assert [each["times"] for each in label["releases"]] == [1, ROUNDS]
+        assert [each["times"] for each in label["releases"]] == [1, ROUNDS, 1, 1]
         assert label["trust"] == run.study.privacy.trust
         bundle = read_bundle(path)
         assert bundle.study.digest == run.study.digest
-        assert bundle.label == label
+        assert label.pop("held") == []
+        assert (bundle.label, bundle.held) == (label, ())
+        bundle.require_promoted()
+        said = {"calibration_step": run.trained.platt.to_json(), "patterns": bundle.audit["patterns"]}
+        assert bundle.audit == {**run.trained.audit, **said}
+        assert bundle.audit["patterns"] == [{"components": list(GRID.components), "holders": 3}]
+        assert bundle.baseline == run.trained.baseline
+        assert len(bundle.baseline["counts"]) == GRID.width
         assert bundle.metrics == {}
         assert bundle.expires - bundle.created == VALID_S
+
+
+GATED = TEXT.replace(
+    'groups = { SEX = ["f", "m"] }',
+    """groups = { SEX = ["f", "m"] }
+smallest_group = 50
+gate = { min_approval_ratio = 0.8 }""",
+)
+
+
+def unfair():
+    """Women earn little and are bad; men earn a lot and are good: nearly all men are approved, no women."""
+    held = three()
+    for each in held.values():
+        women = each.groups["SEX"] == 0
+        each.columns["INCOME"][:] = np.where(women, 0.5, 9.5)
+        each.columns["DELAY"][:] = np.where(women, 4.0, 0.0)
+        turn = np.arange(len(women))
+        each.labels[:] = np.where(women, turn % 10 < 8, turn % 100 < 1)
+    return held
+
+
+class TestGate:
+    """A study's own gate holds a model back, whoever wants it promoted."""
+
+    def published(self, folder, text, held):
+        run = federate(with_epsilon(text, 8.0), held)
+        path = folder / "toy.bundle"
+        label = publish(path, study=run.study, trained=run.trained, identity=run.identity, created=1e6)
+        return label["held"], read_bundle(path)
+
+    def test_a_model_that_fails_it_is_held_and_says_why(self, tmp_path):
+        held, bundle = self.published(tmp_path, GATED, unfair())
+        assert held == list(bundle.held)
+        assert len(held) == 1
+        assert "fairness: SEX f: approval rate is " in held[0]
+        with pytest.raises(Refused) as caught:
+            bundle.require_promoted()
+        assert caught.value.code == "held"
+
+    def test_a_held_bundle_scores_and_explains_nobody(self, tmp_path):
+        _, bundle = self.published(tmp_path, GATED, unfair())
+        rows = tmp_path / "rows.csv"
+        rows.write_text("INCOME,DELAY,BALANCE,HOUSE\n5,1,0,own\n")
+        with pytest.raises(Refused) as caught:
+            score_file(
+                bundle, rows, tmp_path / "scores.csv", purpose="consumer_credit", clock=lambda: 1e6 + 1
+            )
+        assert caught.value.code == "held"
+        assert not (tmp_path / "scores.csv").exists()
+        bundle_file = str(tmp_path / "toy.bundle")
+        for command in (["explain", bundle_file, "--input", str(rows)], ["show", bundle_file]):
+            done = CliRunner().invoke(model_app, command)
+            if command[0] == "show":  # to see why, it may be looked at
+                assert (done.exit_code, "HELD, must not be used: fairness:" in done.stdout) == (0, True)
+            else:
+                assert (done.exit_code, done.stdout) == (3, "")
+
+    def test_a_model_that_passes_it_is_used(self, tmp_path):
+        held, bundle = self.published(tmp_path, GATED, three())
+        assert held == []
+        assert bundle.audit["fairness"]["passed"] is True
+        bundle.require_promoted()
+
+    def test_without_a_gate_a_model_is_shown_as_it_is_and_not_held(self, tmp_path):
+        held, bundle = self.published(tmp_path, TEXT, unfair())
+        assert held == []
+        assert bundle.audit["fairness"]["passed"] is None
+        rates = [group["approval_rate"]["value"] for group in bundle.audit["groups"][0]["groups"][:2]]
+        assert rates[0] < 0.8 * rates[1]
+
+    def test_a_group_that_no_holder_knows_of_is_too_small_and_holds_it(self, tmp_path):
+        unknown = {name: Records(columns=each.columns, labels=each.labels) for name, each in three().items()}
+        held, _ = self.published(tmp_path, GATED, unknown)
+        assert held == ["fairness: SEX f: n too small", "fairness: SEX m: n too small"]
 
 
 class TestComparison:
@@ -151,7 +282,12 @@ class TestComparison:
         steps = []
         held = {"east": records(200, 1), "north": records(200, 2)}
         found = train_baselines(TEXT, held, TEST, step=steps.append)
-        assert steps == ["local-only model of east", "local-only model of north", "pooled model"]
+        assert steps == [
+            "local-only model of east",
+            "local-only model of north",
+            "pooled model",
+            "pooled model without privacy",
+        ]
         result = found.to_json()
         assert set(result["local_only_auroc_by_holder"]) == {"east", "north"}
         assert result["local_only_auroc"] <= result["local_only_best_auroc"]
@@ -162,16 +298,20 @@ class TestComparison:
             records(60, 1, persons=np.arange(60) // 2),
             records(30, 2, persons=np.arange(30) // 3),
         ]
-        both = pool(parts)
+        both = pool(parts, GRID)
         assert both.rows == 90
         assert both.persons_count == 30 + 10
         assert np.array_equal(both.labels, np.concatenate([part.labels for part in parts]))
 
-    def test_pooling_fills_what_a_holder_lacks_with_missing(self):
+    def test_pooling_fills_what_a_holder_lacks_and_remembers_its_components(self):
         east = records(20, 1)
         north = records(30, 2)
         columns = {name: values for name, values in north.columns.items() if name in ("INCOME", "DELAY")}
-        both = pool([east, Records(columns=columns, labels=north.labels)])
+        both = pool([east, Records(columns=columns, labels=north.labels)], GRID)
+        assert both.patterns.tolist() == [0b111] * 20 + [0b110] * 30
+        encoded = GRID.encode(both.columns, both.patterns)
+        assert (encoded.low[20:, 2] == GRID.features[2].missing).all()  # a balance not known
+        assert (encoded.low[20:, 3] == -1).all()  # a component not there
         assert np.isnan(both.columns["BALANCE"][20:]).all()
         assert set(both.columns["HOUSE"][20:]) == {None}
         assert np.array_equal(both.columns["INCOME"][20:], north.columns["INCOME"], equal_nan=True)

@@ -498,7 +498,7 @@ class TestSensitivity:
         present = sums_of(tmp_path, with_person(ADVERSARIES[name], group), THETAS[theta], "with")
         assert max(moved(without, present)) <= 1
 
-    def test_the_bounds_are_reached_so_the_test_can_tell(self, tmp_path, no_noise):
+    def test_the_bound_is_reached_so_the_test_can_tell(self, tmp_path, no_noise):
         theta = THETAS["start"]
         without = sums_of(tmp_path, with_person(None), theta, "without")
         present = sums_of(tmp_path, with_person(ADVERSARIES["five thousand rows"]), theta, "with")

@@ -83,8 +83,8 @@ class Progress:
     """One step of a run, for logs and progress displays; everything in it is public.
 
     Attributes:
-        kind: ``"offer"``, ``"counts"``, ``"round"``, ``"calibration"``, ``"audit"``, ``"dropped"``, ``"ledger"`` (a holder's ledger or audit
-            log is an older copy or a clone) or ``"resumed"``.
+        kind: ``"offer"``, ``"counts"``, ``"round"``, ``"calibration"``, ``"audit"``, ``"dropped"``,
+            ``"ledger"`` (a holder's ledger or audit log is an older copy or a clone) or ``"resumed"``.
         round: 0 for offer and counts, then 1..rounds, then two more.
         rounds: gradient rounds of the run, 0 while not known.
         holders: names of the holders that take part, or that it is about.
@@ -186,11 +186,12 @@ class Run:
             checkpoint: the last bytes given to the store, to go on from there.
 
         Raises:
-            Refused: too few holders accept; nothing was spent.
+            Refused: too few holders accept, or the study is no scorecard's; nothing was spent.
             Aborted: too few holders still answer, or their answers give no sum; all are told that the run
                 is over.
             Interrupted: the coordinator is stopping.
         """
+        self.study.require_trainable()
         try:
             if checkpoint is None:
                 self._offer(holders)
