@@ -26,11 +26,14 @@ Vector = NDArray[np.float64]
 _CRITICAL = 9.21
 NEEDLESS_STEPS = 0.01
 _ITERATIONS = 50
+# Bins are a quarter wide: a step below this is what they make of a model that is right.
+_RESOLUTION = 0.01
 # A bin counts where it holds more than noise: this many standard deviations of one cell.
 _SIGNIFICANT = 3.0
 # A step beyond these would say that the fit failed, and the histogram is more likely to be wrong.
 _SLOPES = (0.2, 5.0)
 _LARGEST_INTERCEPT = 5.0
+_WORST_CONDITION = 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +70,9 @@ def platt_step(tally: CalibrationTally, noisy: Vector, noise_std: float) -> Plat
         noise_std: standard deviation of the noise in one cell.
 
     Returns:
-        The step; none where the Wald statistic of (intercept, slope) against (0, 1), its covariance holding
-        the sampling of outcomes and the noise alike, stays below the 1 % point of its distribution.
+        The step; none where the score statistic (Rao 1948) of intercept 0 and slope 1, its covariance holding
+        the sampling of outcomes and the noise alike, stays below the 1 % point of its distribution. It is
+        linear in the noise, so that the 1 % hold where noise is large, too.
 
     Raises:
         BadInput: the histogram has another shape or a number that is not finite.
@@ -77,16 +81,16 @@ def platt_step(tally: CalibrationTally, noisy: Vector, noise_std: float) -> Plat
         raise BadInput("histogram", allowed=f"{tally.size} finite numbers")
     good, bad = noisy[0::2], noisy[1::2]
     persons = good + bad
-    used = persons > _SIGNIFICANT * noise_std * np.sqrt(2) + 1
-    if used.sum() < 2:
+    held = np.flatnonzero(persons > _SIGNIFICANT * noise_std * np.sqrt(2) + 1)
+    if len(held) < 2:
         return Platt()
-    design = np.stack([np.ones(int(used.sum())), tally.middles()[used]], axis=1)
+    # All bins between: to take those that look full would favour noise that adds.
+    used = slice(int(held[0]), int(held[-1]) + 1)
+    design = np.stack([np.ones(used.stop - used.start), tally.middles()[used]], axis=1)
+    if not _contradicted(design, persons[used], bad[used], noise_std):
+        return Platt()
     fitted = _fit(design, persons[used], bad[used])
     if fitted is None:
-        return Platt()
-    covariance = _covariance(design, persons[used], fitted, noise_std)
-    apart = fitted - np.array([0.0, 1.0])
-    if not float(apart @ np.linalg.solve(covariance, apart)) > _CRITICAL:
         return Platt()
     return Platt(intercept=float(fitted[0]), slope=float(fitted[1]), applied=True)
 
@@ -97,7 +101,7 @@ def _fit(design: Vector, persons: Vector, bad: Vector) -> Vector | None:
     for _ in range(_ITERATIONS):
         chance = expit(design @ found)
         curvature = (design * (persons * chance * (1 - chance))[:, None]).T @ design
-        if not np.linalg.cond(curvature) < 1e12:
+        if not np.linalg.cond(curvature) < _WORST_CONDITION:
             return None
         step = np.linalg.solve(curvature, design.T @ (bad - persons * chance))
         found = found + np.clip(step, -1, 1)
@@ -107,14 +111,20 @@ def _fit(design: Vector, persons: Vector, bad: Vector) -> Vector | None:
     return found if sensible and np.abs(step).max() < 1e-6 else None
 
 
-def _covariance(design: Vector, persons: Vector, fitted: Vector, noise_std: float) -> Vector:
-    """Sandwich: what outcomes and noise add to the score equations, through the curvature.
+def _contradicted(design: Vector, persons: Vector, bad: Vector, noise_std: float) -> bool:
+    """Say whether outcomes differ from what the log-odds of the bins say by more than chance and noise.
 
     The score of a bin is ``bad * (1 - p) - good * p``; independent noise in both cells adds
     ``noise_std^2 ((1 - p)^2 + p^2)`` to its variance.
     """
-    chance = expit(design @ fitted)
-    spread = persons * chance * (1 - chance)
-    inverse = np.linalg.inv((design * spread[:, None]).T @ design)
+    chance = expit(design[:, 1])
+    score = design.T @ (bad - persons * chance)
+    spread = np.maximum(persons, 0.0) * chance * (1 - chance)
+    information = (design * spread[:, None]).T @ design
     noise = noise_std**2 * ((1 - chance) ** 2 + chance**2)
-    return np.asarray(inverse @ ((design * (spread + noise)[:, None]).T @ design) @ inverse)
+    covariance = (
+        information + (design * noise[:, None]).T @ design + _RESOLUTION**2 * information @ information
+    )
+    if not np.linalg.cond(covariance) < _WORST_CONDITION:
+        return False
+    return float(score @ np.linalg.solve(covariance, score)) > _CRITICAL
