@@ -19,7 +19,8 @@ COMMANDS = [
     ("server", "init"), ("server", "admit"), ("server", "revoke"), ("server", "serve"), ("server", "train"),
     ("server", "status"), ("server", "models"), ("server", "witness"),
     ("client", "init"), ("client", "join"), ("client", "check"), ("client", "run"), ("client", "status"),
-    ("client", "points"), ("model", "request"), ("model", "assemble"),
+    ("client", "points"), ("client", "monitor"), ("client", "compare"),
+    ("model", "request"), ("model", "assemble"), ("model", "monitor"), ("model", "compare"),
     ("privacy", "ledger"), ("privacy", "audit"), ("privacy", "plan"), ("privacy", "refusals"),
     ("model", "show"), ("model", "verify"), ("model", "score"), ("model", "explain"), ("model", "export"),
 ]  # fmt: skip
@@ -178,9 +179,9 @@ def test_more_tolerated_holders_need_more_holders(study, records, tmp_path):
     assert "allowed: 5 to 1000" in line
 
 
-def test_a_study_that_asks_for_what_is_not_there_is_refused_with_the_remedy(study, records, tmp_path):
+def test_a_network_is_trained_in_no_live_run(study, tmp_path):
     study.write_text(study.read_text().replace("rounds = 10", 'model = "neural"'))
-    line = fails("simulate", study, "--data", records, "--out", tmp_path / "out", code=3)
+    line = fails("server", "train", tmp_path, study, code=3)
     assert 'Set model = "additive"' in line
 
 

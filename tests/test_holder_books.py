@@ -33,15 +33,13 @@ def three(tmp_path):
 @pytest.fixture
 def trained(monkeypatch):
     """The sums that were computed from records."""
-    calls = []
-    for what in ("counts", "gradient"):
-        real = getattr(LocalTraining, what)
+    calls, real = [], LocalTraining.noisy
 
-        def spy(self, *args, _real=real, _what=what):
-            calls.append(_what)
-            return _real(self, *args)
+    def spy(self, *, number, **rest):
+        calls.append("gradient" if number else "counts")
+        return real(self, number=number, **rest)
 
-        monkeypatch.setattr(LocalTraining, what, spy)
+    monkeypatch.setattr(LocalTraining, "noisy", spy)
     return calls
 
 

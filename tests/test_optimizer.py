@@ -164,6 +164,9 @@ def test_a_whole_run_ends_at_its_target():
     rounds = step(noise_multiplier=cost.gradient(30).noise_multiplier, accountant=accountant)
     for _ in range(30):
         rounds.release(zero, zero.value)
+    assert accountant.get_epsilon(1e-6) < 0.99
+    for tally in (cost.calibration, cost.audit):
+        step(noise_multiplier=tally.noise_multiplier, accountant=accountant).release(zero, zero.value)
     assert 1 - 1e-9 <= accountant.get_epsilon(1e-6) <= 1
 
 

@@ -333,7 +333,6 @@ def test_both_have_one_question_one_vector_and_one_list_per_round(role):
         ([1], 62, OTHERS),
         ([1], 62, [*THREE, "oak"]),
         ([1], 64, NAMES),
-        ([1], 63, NAMES),
     ],
     ids=[
         "beyond the bound",
@@ -341,7 +340,6 @@ def test_both_have_one_question_one_vector_and_one_list_per_round(role):
         "not active itself",
         "a stranger",
         "another session",
-        "beyond the last round",
     ],
 )
 def test_both_mask_nothing_that_is_out_of_bounds(values, r, active, role):

@@ -403,8 +403,8 @@ def test_study_check_says_that_a_neural_model_cannot_be_trained(tmp_path):
     path.write_text(changed('"additive"', '"neural"'))
     result = CliRunner().invoke(study_app, ["check", str(path), "--json"])
     assert result.exit_code == 0
-    assert "not available" in json.loads(result.stdout)["notes"][0]
-    with pytest.raises(Refused, match="not available"):
+    assert "no points that could be explained" in json.loads(result.stdout)["notes"][0]
+    with pytest.raises(Refused, match="no points that could be explained"):
         read_study(path).require_trainable()
 
 

@@ -92,7 +92,7 @@ def typed_column(
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
+        array = _decoded(array, name, where)
     place = _Place(name, kind, where, first_row)
     if kind == "date" and (pa.types.is_date(array.type) or pa.types.is_timestamp(array.type)):
         array = pc.cast(pc.cast(array, pa.date32(), safe=False), pa.string())  # the day of a time, in UTC
@@ -106,6 +106,16 @@ def typed_column(
     elif kind == "label":
         place.refuse(array, absent | ((values != 0.0) & (values != 1.0)))
     return values
+
+
+def _decoded(array: Any, name: str, where: str | Path) -> Any:
+    """Write a dictionary column out; a damaged Parquet file can point beyond its dictionary."""
+    try:
+        return array.dictionary_decode()
+    except pa.ArrowException:
+        raise BadData(
+            f"column {name!r}", where=where, allowed="an undamaged file", remedy="Write the file again"
+        ) from None
 
 
 class _Place:
