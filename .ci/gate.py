@@ -6,6 +6,7 @@ Run by ``make check`` (without the slow tests) and ``make test`` (with them). St
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,9 @@ def main() -> None:
     step("lint", str(BIN / "ruff"), "check", "--quiet", ".")
     step("layers", str(BIN / "lint-imports"), "--no-cache")
     step("types", str(BIN / "mypy"))
-    step("tests", sys.executable, "-m", "pytest", "-q", "-m", "not slow")
+    # Files side by side on the cores there are; tests that start real processes run alone, below.
+    spread = ("-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile")
+    step("tests", sys.executable, "-m", "pytest", "-q", "-m", "not slow", *spread)
     check_wheel()
     if slow:
         step("slow tests", sys.executable, "-m", "pytest", "-q", "-m", "slow")

@@ -36,8 +36,8 @@ from assay.privacy.names import check_holder_name
 __all__ = [
     "DECLINE_CODES",
     "MAX_ROUNDS",
-    "MODEL_VERSION",
     "MESSAGES",
+    "MODEL_VERSION",
     "Accepted",
     "Close",
     "Closed",
