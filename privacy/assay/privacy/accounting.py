@@ -52,7 +52,7 @@ COUNTS_SHARE = 0.05
 CALIBRATION_SHARE = 0.03
 """Share that pays for the histogram of outcomes by predicted log-odds, after the gradients."""
 AUDIT_SHARE = 0.07
-"""Share that pays for the last release, what is known of the finished scorecard; the gradients get the rest."""
+"""Share of the last release, what is known of the finished scorecard; the gradients get the rest."""
 
 TALLIES = 2
 """Rounds after the gradients: calibration and audit."""
