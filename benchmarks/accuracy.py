@@ -31,6 +31,7 @@ os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", OMP
 
 from assay.client.records import Records, load_records
 from assay.client.sources import open_source
+from assay.models.encoding import Grid
 from assay.models.study import parse_study, read_study
 from assay.simulations.comparison import evaluate, pool, records_at, scorecard_of
 from assay.simulations.engine import federate, with_epsilon, with_trust
@@ -73,7 +74,7 @@ def measure(text: str, epsilons: list[float], seeds: int) -> list[dict[str, Any]
     found: dict[float, dict[str, list[float]]] = {e: {"federated": [], "pooled": []} for e in epsilons}
     for seed in range(seeds):
         holders, test = split_of(records, seed)
-        everything = {"pooled": pool(list(holders.values()))}
+        everything = {"pooled": pool(list(holders.values()), Grid.of(parse_study(text)))}
         for epsilon in epsilons:
             start, private = time.monotonic(), with_epsilon(text, epsilon)
             federated = auroc_of(with_trust(private, "distributed"), holders, test)
