@@ -15,10 +15,13 @@ import time
 from pathlib import Path
 
 import pytest
+from federation_support import STUDY
+from typer.testing import CliRunner
 
 from assay.privacy.errors import AssayError, BadData, BadInput, Refused, Tampered, Unavailable
 from assay.server import admin
 from assay.server.admin import AdminClient, AdminServer
+from assay.server.cli import app as server_app
 from assay.server.cli import follow, progress_line
 
 call = AdminClient.call
@@ -324,3 +327,43 @@ def test_what_a_finished_run_says_is_about_the_run_and_not_about_one_holder(home
         )
     assert (result["holders"], result["epsilon"], result["rounds"]) == (["a", "b", "c"], 1.0, 4)
     assert told[1].startswith("ledger    c (LEDGER ROLLED BACK")
+    assert result["held"] == []
+
+
+def test_every_kind_of_step_is_a_line():
+    step = {"round": 5, "rounds": 4, "holders": ["a", "b"], "epsilon": 0.5, "detail": ""}
+    lines = [
+        progress_line({**step, "kind": kind, "round": number})
+        for kind, number in (("counts", 0), ("round", 4), ("calibration", 5), ("audit", 6))
+    ]
+    assert [line.split()[:3] for line in lines] == [
+        ["round", "counts", "2"],
+        ["round", "4/4", "2"],
+        ["round", "calibration", "2"],
+        ["round", "audit", "2"],
+    ]
+    assert all(line.endswith("2 holders  epsilon spent 0.5000") for line in lines)
+
+
+HELD = ["fairness: SEX f: n too small"]
+
+
+@pytest.mark.parametrize("held", [[], HELD])
+def test_train_wait_says_with_its_exit_code_that_a_gate_holds_the_model(home, tmp_path, held):
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY, encoding="utf-8")
+    step = {"seq": 1, "kind": "audit", "round": 42, "rounds": 40, "holders": ["a"], "epsilon": 1.0}
+    answer = {"state": "done", "message": "models/x.bundle", "held": held, "events": [{**step, "detail": ""}]}
+    with AdminServer(home, {"train": lambda params: {"run": "00" * 16}, "events": lambda params: answer}):
+        done = CliRunner().invoke(server_app, ["train", str(home), str(study), "--wait", "--json"])
+    assert done.exit_code == (3 if held else 0)
+    result = json.loads(done.stdout)
+    assert (result["state"], result["held"], result["rounds"]) == ("done", held, 40)
+    last = done.stderr.splitlines()[-1]
+    if held:
+        assert last.startswith(
+            "assay: the model is held back and must not be used: fairness: SEX f: n too small."
+        )
+        assert str(home / "models/x.bundle") in last
+    else:
+        assert last.startswith("round audit")

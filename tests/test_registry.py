@@ -1,5 +1,6 @@
 """The coordinator's database: what it acknowledges stays, whoever writes beside it and whatever dies."""
 
+import json
 import signal
 import sqlite3
 import stat
@@ -8,9 +9,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from typer.testing import CliRunner
 
 from assay.privacy.errors import AssayError, BadInput, Tampered, Unavailable
 from assay.server import database
+from assay.server.cli import _progress, app
 from assay.server.coordinator import Coordinator, run_summary
 from assay.server.federation import Federation
 from assay.server.records import STATES, Checkpoint, Collected, Session
@@ -430,3 +433,44 @@ def test_kill_9_in_the_middle_of_writing_loses_nothing_acknowledged(registry, ru
             assert numbers == list(range(len(numbers)))
             assert len(numbers) > max(acknowledged)
             assert after._db.rows("PRAGMA integrity_check")[0][0] == "ok"
+
+
+# What the command line says of it ---------------------------------------------------------------------
+
+
+def test_models_that_a_gate_holds_back_are_listed_as_such(tmp_path):
+    home, held = tmp_path / "coordinator", "fairness: SEX f: n too small"
+    assert CliRunner().invoke(app, ["init", str(home), "--name", "Tests"]).exit_code == 0
+    with Federation(home) as federation:
+        for reasons in ([], [held]):
+            run = federation.registry.add_run(**STUDY).run
+            federation.registry.set_state(run, "running")
+            label = {"epsilon": 1.0} | ({"held": reasons} if reasons else {})
+            federation.registry.add_model(
+                run,
+                path=f"models/{run}.bundle",
+                sha256="00" * 32,
+                created=1.0,
+                expires=2.0,
+                purpose="consumer_credit",
+                label=label,
+            )
+    listed = CliRunner().invoke(app, ["models", str(home), "--json"])
+    assert [model["held"] for model in json.loads(listed.stdout)["models"]] == [[], [held]]
+    words = CliRunner().invoke(app, ["models", str(home)]).stdout
+    assert words.count("HELD, must not be used") == 1
+    assert words.splitlines()[-1].strip() == f"HELD, must not be used: {held}"
+
+
+@pytest.mark.parametrize(
+    ("done", "rounds", "words"),
+    [
+        (None, None, "round 0/?"),
+        (0, 4, "round 0/4"),
+        (4, 4, "round 4/4"),
+        (5, 4, "round 4/4, calibrated"),
+        (6, 4, "round 4/4, audited"),
+    ],
+)
+def test_how_far_a_run_is_in_words(done, rounds, words):
+    assert _progress({"round": done, "rounds": rounds}) == words

@@ -149,7 +149,7 @@ def train(
     timeout: Annotated[float, typer.Option(help="With --wait: seconds to wait at most.")] = 86400.0,
     as_json: Json = False,
 ) -> None:
-    """Start a run at the serving coordinator.
+    """Start a run at the serving coordinator; exit code 3 with --wait where a gate holds the model.
 
     Example: assay server train coordinator examples/taiwan/study.toml --wait
     """
@@ -164,6 +164,12 @@ def train(
         return
     result = follow(directory, run, timeout=timeout, on_event=lambda event: note(progress_line(event)))
     emit(result, as_json=as_json, text=f"Run {run}: {result['state']} {result['message']}".rstrip())
+    if result["held"]:
+        raise Refused(
+            f"the model is held back and must not be used: {'; '.join(result['held'])}. Its bundle says more:"
+            f" assay model show {result['bundle']}",
+            code="held",
+        )
 
 
 def follow(
@@ -178,7 +184,8 @@ def follow(
         on_event: called with each step of the run.
 
     Returns:
-        ``run``, ``state`` (``"done"``), ``message``, ``bundle`` (a path), ``rounds``, ``holders``.
+        ``run``, ``state`` (``"done"``), ``message``, ``bundle`` (a path), ``rounds``, ``holders``,
+        ``epsilon``, ``held`` (why the model must not be used, normally empty).
 
     Raises:
         Refused: the run was refused; nothing was spent.
@@ -218,8 +225,9 @@ def progress_line(event: dict[str, Any]) -> str:
         return f"offer     accepted by {who or 'nobody'}{detail}"
     if event["kind"] in ("dropped", "ledger"):
         return f"{event['kind']:<9} {who}{detail}"
-    step = "counts" if event["kind"] == "counts" else f"{event['round']}/{event['rounds']}"
-    return f"round {step:<8} {len(event['holders'])} holders  epsilon spent {event['epsilon']:.4f}"
+    named = event["kind"] in ("counts", "calibration", "audit")
+    step = event["kind"] if named else f"{event['round']}/{event['rounds']}"
+    return f"round {step:<11} {len(event['holders'])} holders  epsilon spent {event['epsilon']:.4f}"
 
 
 def _ended(directory: Path, run: str, answer: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
@@ -235,6 +243,7 @@ def _ended(directory: Path, run: str, answer: dict[str, Any], last: dict[str, An
         "rounds": last.get("rounds"),
         "holders": last.get("holders"),
         "epsilon": last.get("epsilon"),
+        "held": answer.get("held", []),
     }
 
 
@@ -276,10 +285,20 @@ def _status_words(status: dict[str, Any]) -> str:
         seen = "never heard" if holder["ledger_seq"] is None else f"ledger at row {holder['ledger_seq']}"
         lines.append(f"  {holder['name']:<24} {state:<8} {holder['fingerprint']}  {seen}")
     lines.append("Runs")
-    for run in status["runs"]:
-        progress = f"round {run['round'] or 0}/{run['rounds'] or '?'}"
-        lines.append(f"  {run['run'][:8]}  {run['name']:<24} {run['state']:<8} {progress}  {run['message']}")
+    lines += [
+        f"  {run['run'][:8]}  {run['name']:<24} {run['state']:<8} {_progress(run)}  {run['message']}"
+        for run in status["runs"]
+    ]
     return "\n".join(lines)
+
+
+def _progress(run: dict[str, Any]) -> str:
+    """Say how far a run is; after its gradients come a calibration and an audit."""
+    done, rounds = run["round"] or 0, run["rounds"]
+    after = done - rounds if rounds else 0
+    if after > 0:
+        return f"round {rounds}/{rounds}, {'calibrated' if after == 1 else 'audited'}"
+    return f"round {done}/{rounds or '?'}"
 
 
 @app.command()
@@ -331,10 +350,13 @@ def models(directory: Directory, as_json: Json = False) -> None:
                 "expires": m.expires,
                 "purpose": m.purpose,
                 "epsilon": m.label["epsilon"],
+                "held": m.label.get("held", []),
             }
             for m in federation.registry.models()
         ]
     lines = [
-        f"{m['name']} v{m['version']}  {m['purpose']}  epsilon {m['epsilon']:g}  {m['bundle']}" for m in found
+        f"{m['name']} v{m['version']}  {m['purpose']}  epsilon {m['epsilon']:g}  {m['bundle']}"
+        + "".join(f"\n  HELD, must not be used: {reason}" for reason in m["held"])
+        for m in found
     ]
     emit({"models": found}, as_json=as_json, text="\n".join(lines) or "no model yet")

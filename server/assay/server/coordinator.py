@@ -199,7 +199,8 @@ class Coordinator:
         detail["holders"] = list(detail["holders"])
         if kind in ("counts", "resumed") and progress.rounds:
             self._registry.set_rounds(run, progress.rounds)
-        if kind in ("counts", "resumed", "round") and self._registry.run(run).holders != progress.holders:
+        whole = kind in ("counts", "resumed", "round", "calibration", "audit")
+        if whole and self._registry.run(run).holders != progress.holders:
             self._registry.set_holders(run, detail["holders"])
         self._registry.add_event(run, kind, detail)
         step = f"{kind} {progress.round}/{progress.rounds}"
@@ -234,6 +235,12 @@ class Coordinator:
             "state": run.state,
             "message": run.message,
             "events": [{"seq": e.seq, "kind": e.kind, **e.detail} for e in events],
+            "held": [
+                reason
+                for model in self._registry.models()
+                if model.run == run.run
+                for reason in model.label.get("held", ())
+            ],
         }
 
 

@@ -149,7 +149,7 @@ class Model:
         path: of the bundle, relative to the coordinator's directory.
         sha256: of the bundle, hexadecimal.
         created: seconds since 1970; likewise ``expires``.
-        label: the privacy label, as in the bundle.
+        label: the privacy label, as in the bundle, and under ``held`` why the model must not be used.
     """
 
     name: str
