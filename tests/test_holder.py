@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from dataclasses import replace
 
 import dp_accounting
 import numpy as np
@@ -37,6 +38,7 @@ from assay.privacy.errors import AssayError, BadData, BadInput, Refused
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
 from assay.privacy.messages import (
+    MODEL_VERSION,
     Accepted,
     Close,
     Closed,
@@ -122,6 +124,25 @@ class TestOffers:
         assert refusal(north, offer(again, OTHER_RUN)) == "budget"
         assert entries(ledger) == before
         assert refusal(north, counts(OTHER_RUN)) == "unknown"
+
+    @pytest.mark.parametrize("version", [0, MODEL_VERSION - 1, MODEL_VERSION + 1])
+    def test_an_offer_of_another_version_of_models_is_refused_before_anything_is_read(
+        self, tmp_path, ledger, version
+    ):
+        """Its sums would be of other cells, rounds and noise than the coordinator reckons with."""
+        north = holder(tmp_path, ledger=ledger, load=lambda study: pytest.fail("the records were read"))
+        assert refusal(north, replace(offer(), version=version)) == "version"
+        assert entries(ledger) == []
+
+    def test_the_components_that_a_holder_states_are_those_of_its_columns(self, tmp_path):
+        """Not of what stands in them: a column without any value is a column."""
+        whole = records()
+        empty = {name: values.copy() for name, values in whole.columns.items()}
+        empty["DELAY"][:] = np.nan
+        fewer = {name: values for name, values in whole.columns.items() if name in ("INCOME", "HOUSE")}
+        for name, columns, pattern in (("a", empty, 0b111), ("b", fewer, 0b011)):
+            data = Records(columns=columns, labels=whole.labels)
+            assert holder(tmp_path, data=data, name=name).answer(offer()).pattern == pattern
 
     @pytest.mark.parametrize("text", ["", "[study", TEXT.replace("domain = [0, 10]", "domain = [10, 0]")])
     def test_what_is_not_a_study_is_refused(self, north, ledger, text):

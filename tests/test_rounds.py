@@ -25,6 +25,7 @@ from toy_study import (
 
 from assay.client.app import make_app
 from assay.models.label import mechanism_of
+from assay.models.scorecard import Scorecard
 from assay.privacy.errors import Refused, Tampered, Unavailable
 from assay.privacy.keys import Identity
 from assay.privacy.messages import (
@@ -138,6 +139,40 @@ class TestWhole:
         gradients = [message for _, message in federation.asked if isinstance(message, GradientRequest)]
         for number in range(1, LAST + 1):
             assert len({m.theta.tobytes() for m in gradients if m.round == number}) == 1
+
+    def test_the_audit_is_one_of_the_card_that_is_published(self, federation):
+        trained = federation.train()
+        asked = {m.round: m.theta for _, m in federation.asked if isinstance(m, GradientRequest)}
+        assert asked[LAST].tobytes() == trained.card.theta.tobytes()
+        theta = trained.platt.theta(asked[ROUNDS + 1], GRID)
+        assert theta.tobytes() == trained.theta.tobytes()
+        assert (
+            trained.card.points.tolist() == Scorecard.of(STUDY, GRID, theta, trained.counts).points.tolist()
+        )
+
+    def test_the_fit_knows_which_components_the_holders_have(self, federation):
+        """What nobody has stays at zero: there is nothing but noise in its cells."""
+
+        def lacks_the_house(message, honest):
+            answer = honest()
+            return replace(answer, pattern=0b110) if isinstance(answer, Accepted) else answer
+
+        federation.faults = dict.fromkeys(NAMES, lacks_the_house)
+        trained = federation.train()
+        assert dict(trained.patterns) == dict.fromkeys(NAMES, 0b110)
+        house = slice(GRID.offsets[3], GRID.offsets[4])
+        assert not trained.theta[house].any()
+        assert np.abs(trained.theta[: GRID.offsets[3]]).max() > 0
+
+    def test_a_holder_that_states_components_that_the_study_does_not_have_ends_it(self, federation):
+        def boasts(message, honest):
+            answer = honest()
+            return replace(answer, pattern=GRID.patterns + 1) if isinstance(answer, Accepted) else answer
+
+        federation.faults = {"north": boasts}
+        with pytest.raises(Refused, match="north states components"):
+            federation.train()
+        assert federation.open_runs() == dict.fromkeys(NAMES, ())
 
     def test_counts_are_the_exact_sum_of_what_was_released(self, federation):
         released = {}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proof_support import study_text
 from scipy.special import expit
 from toy_study import FEATURES, GRID, STUDY, TEXT, records
 
@@ -171,6 +172,19 @@ class TestSensitivity:
         theta[-1] = (study.scale.offset - 360 + 50 * FEATURES) / study.scale.factor
         layout = AuditTally(study=study, grid=GRID)
         assert self.longest(layout, theta, ENCODED, DATA.labels, DATA.groups) > 0.98 * layout.sensitivity
+
+    def test_points_of_many_features_near_the_cut_off_are_cut_to_a_length_of_two(self):
+        """Nine features at their largest points have length 3; the other blocks are full, too."""
+        study = parse_study(study_text(features=9, values=2, groups=2))
+        grid = Grid.of(study)
+        theta = np.full(grid.width, -10 / study.scale.factor)
+        theta[-1] = (study.scale.offset - study.scale.threshold + 90) / study.scale.factor
+        encoded = grid.encode({f"F{i}": np.array([0.0, 1.0]) for i in range(9)})
+        layout = AuditTally(study=study, grid=grid)
+        rows = layout.rows(theta, encoded, np.zeros(2), {"GROUP": np.array([0, 1])}).toarray()
+        assert np.linalg.norm(rows[:, layout.near], axis=1) == pytest.approx(math.sqrt(5))
+        assert rows[:, layout.near.stop - 1].tolist() == [1.0, 1.0]
+        assert (np.linalg.norm(rows, axis=1) <= layout.sensitivity).all()
 
     @pytest.mark.parametrize("columns", [1, 2])
     def test_the_stated_bound_is_the_one_of_the_blocks(self, columns):
