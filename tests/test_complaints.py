@@ -1,7 +1,6 @@
 """What scoring engineers complain about in other tools, each complaint one test."""
 
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -111,14 +110,15 @@ def test_one_row_is_scored_like_two(bundle, tmp_path, rows, kind):
     assert pyarrow.parquet.read_table(some.with_suffix(".out.parquet")).to_pylist() == all_of_it[:rows]
 
 
-_SCORE = """
-import resource, sys
+_SCORE = r"""
+import re, sys
 from pathlib import Path
 from assay.models.bundle import read_bundle
 from assay.models.scoring import score_file
 bundle, source, target = (Path(name) for name in sys.argv[1:])
 done = score_file(read_bundle(bundle), source, target, purpose="consumer_credit")
-print(done.rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not ru_maxrss: it begins with what the process that forked this one had.
+print(done.rows, re.search(r"VmHWM:\s+([0-9]+)", open("/proc/self/status").read())[1])
 """
 
 
@@ -142,7 +142,6 @@ def test_many_rows_take_no_more_memory_than_few(trained, tmp_path):
         assert int(scored) == rows
         peaks[rows] = int(peak)
     assert peaks[1_200_000] < 1.35 * peaks[150_000]
-    assert resource.RUSAGE_CHILDREN  # the peaks are those of processes of their own
 
 
 def test_no_feature_and_no_cell_is_dropped_even_where_nobody_is():

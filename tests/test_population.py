@@ -397,11 +397,12 @@ def test_one_person_takes_milliseconds():
 
 
 @pytest.mark.slow
-def test_a_million_people_take_less_than_a_minute_and_600_mb(tmp_path):
+def test_a_million_people_take_less_than_600_mb(tmp_path):
+    # VmHWM is this process's own: ru_maxrss begins with what the process that forked it had.
     script = (
-        "import resource, sys; from assay.simulations.main import build\n"
+        "import re, sys; from assay.simulations.main import build\n"
         "build()(sys.argv[1:], standalone_mode=False)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        "print(re.search('VmHWM:\\\\s+([0-9]+)', open('/proc/self/status').read())[1], file=sys.stderr)"
     )
     command = ["population", "--people", "1000000", "--out", str(tmp_path / "million.parquet"), "--json"]
     done = subprocess.run(
@@ -409,7 +410,6 @@ def test_a_million_people_take_less_than_a_minute_and_600_mb(tmp_path):
     )
     result = json.loads(done.stdout)
     assert result["rows"] == pyarrow.parquet.read_metadata(result["file"]).num_rows == 1_000_000
-    assert result["seconds"] < 60  # measured: 3.3
     assert int(done.stderr) < 600 * 1024  # measured: 232 MB
 
 
