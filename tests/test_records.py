@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from assay.client.records import Records, describe, load_records
 from assay.client.sources import DataSource, Source, open_source
 from assay.models.encoding import Grid
+from assay.models.label import mechanism_of
 from assay.models.study import Study, parse_study
 from assay.privacy.errors import BadData, BadInput
 from assay.privacy.purpose import PACK
@@ -183,11 +184,28 @@ def test_the_description_counts_what_is_missing_and_outside(tmp_path: Path) -> N
 
 
 def test_the_description_says_exactly_what_would_leave(tmp_path: Path) -> None:
+    """As many integers as each kind of release has; four rounds of gradients stand for any number."""
     result, lines = describe(load(tmp_path, GOOD), study())
-    size = Grid.of(study()).size
-    assert [entry["integers"] for entry in result["leaves"]] == [size, size + 1]
-    assert f"round 0: {size} integers" in "\n".join(lines)
-    assert f"{size + 1} integers each" in "\n".join(lines)
+    grid = Grid.of(study())
+    sizes = [mechanism_of(study(), grid, number=number, rounds=4).size for number in (0, 1, 5, 6)]
+    assert [entry["integers"] for entry in result["leaves"]] == sizes
+    text = "\n".join(lines)
+    for words in (
+        f"round 0: {sizes[0]} integers, ",
+        f"rounds 1 to T: {sizes[1]} integers each, ",
+        f"round T + 1: {sizes[2]} integers, noisy histogram of outcomes",
+        f"round T + 2: {sizes[3]} integers, noisy counts of scores, outcomes and groups",
+    ):
+        assert words in text
+
+
+def test_columns_that_are_audited_are_among_those_that_are_used(tmp_path: Path) -> None:
+    audited = study().text.replace('columns = ["SEX"]', 'columns = ["SEX"]\ngroups = { SEX = ["F", "M"] }')
+    (tmp_path / "r.csv").write_text("\n".join([HEADER, *GOOD]) + "\n")
+    with open_source(DataSource(directory=tmp_path, kind="csv", path="r.csv")) as source:
+        result, _ = describe(load_records(source, parse_study(audited)), parse_study(audited))
+    assert "SEX" in result["used_columns"]
+    assert result["ignored_columns"] == ["note"]
 
 
 def test_an_absent_column_is_described_as_missing(tmp_path: Path) -> None:

@@ -196,6 +196,7 @@ def describe(records: Records, study: Study) -> tuple[dict[str, Any], list[str]]
             *records.columns,
             study.outcome.column,
             *filter(None, [study.person, study.outcome.observed]),
+            *records.groups,
         ],
         "too_old_rows": records.too_old,
         "ignored_columns": list(records.ignored),
@@ -224,15 +225,27 @@ def _describe_feature(feature: Feature, records: Records) -> dict[str, Any]:
 def _leaves(study: Study) -> list[dict[str, Any]]:
     """List the messages that depend on records; ``Release`` and ``Masked`` are their only types."""
     from assay.models.encoding import Grid
+    from assay.models.tally import tally_of
 
-    size = Grid.of(study).size
+    grid = Grid.of(study)
+    calibration, audit = (tally_of(study, grid, number).size for number in (1, 2))
     return [
-        {"round": "0", "what": "noisy counts of the public cells", "integers": size},
+        {"round": "0", "what": "noisy counts of the public cells", "integers": grid.width},
         {
             "round": "1 to T",
             "what": "noisy sum of clipped gradients",
-            "integers": size + 1,
+            "integers": grid.width,
             "rounds": study.training.rounds,
+        },
+        {
+            "round": "T + 1",
+            "what": "noisy histogram of outcomes by predicted log-odds",
+            "integers": calibration,
+        },
+        {
+            "round": "T + 2",
+            "what": "noisy counts of scores, outcomes and groups for the audit of the scorecard",
+            "integers": audit,
         },
     ]
 
@@ -267,7 +280,7 @@ def _lines(result: dict[str, Any], study: Study) -> list[str]:
             else f"{entry['missing_share']:.1%} missing, {entry['outside_domain']} outside"
         )
         lines.append(f"  {entry['name']} ({entry['column']}): {state}")
-    counts, gradients = result["leaves"]
+    counts, gradients, *after = result["leaves"]
     rounds = gradients["rounds"] or "chosen by the coordinator from noisy numbers, at most 1000"
     lines += [
         "",
@@ -276,6 +289,7 @@ def _lines(result: dict[str, Any], study: Study) -> list[str]:
         "what would leave, and nothing else that depends on records:",
         f"  round 0: {counts['integers']} integers, {counts['what']}",
         f"  rounds 1 to T: {gradients['integers']} integers each, {gradients['what']}; T: {rounds}",
+        *(f"  round {each['round']}: {each['integers']} integers, {each['what']}" for each in after),
         f"  privacy loss of one person over the whole run: epsilon {study.privacy.epsilon:g}, "
         f"delta {study.privacy.delta:g}",
     ]
