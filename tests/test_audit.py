@@ -319,6 +319,14 @@ class TestGates:
         assert "allowed: at " in found["failures"][0]
         assert judged([column(f=FAIR["f"], m=rates)], Gate())["passed"] is None
 
+    @pytest.mark.parametrize(("limit", "place"), [("max_tpr_gap", 1), ("max_fpr_gap", 2)])
+    def test_a_rate_of_nobody_is_not_passed(self, limit, place):
+        rates = list(FAIR["m"])
+        rates[place] = None
+        found = judged([column(f=FAIR["f"], m=tuple(rates))], Gate(**{limit: 1.0}))
+        assert found["passed"] is False
+        assert found["failures"] == [f"SEX m: {limit[4:7].upper()} is not known: n too small"]
+
     def test_exactly_at_the_limit_is_inside(self):
         rates = (0.4, 0.5, 0.25, 0.1, 0.125)
         limits = {"min_approval_ratio": 0.8, "max_tpr_gap": 0.125, "max_fpr_gap": 0.0625}

@@ -16,11 +16,7 @@ from assay.privacy.accounting import TALLIES
 from assay.privacy.auditlog import AuditLog
 from assay.privacy.keys import Identity
 from assay.privacy.ledger import Ledger
-from assay.privacy.messages import (
-    CountsRequest,
-    GradientRequest,
-    Offer,
-)
+from assay.privacy.messages import CountsRequest, GradientRequest, Offer
 from assay.privacy.names import federation_id
 
 TEXT = """\

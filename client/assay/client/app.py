@@ -11,12 +11,8 @@ from flwr.clientapp import ClientApp
 from assay.client.holder import Holder, decline_code
 from assay.privacy.errors import BadData, BadInput, Refused, Unavailable
 from assay.privacy.keys import Identity
-from assay.privacy.messages import (
-    Declined,
-)
-from assay.privacy.messages import (
-    Message as Question,
-)
+from assay.privacy.messages import Declined
+from assay.privacy.messages import Message as Question
 from assay.privacy.wire import Frame, open_frame, seal
 
 __all__ = ["COORDINATOR", "make_app"]

@@ -31,12 +31,12 @@ from assay.client.policy import admit, require_persons, require_same_person
 from assay.client.records import Records
 from assay.models.bundle import Bundle
 from assay.models.compare import Judged
-from assay.models.drift import Baseline, Population, counted, score_edges
+from assay.models.drift import Baseline, Population, counted
 from assay.models.driftreport import DriftReport, write_report
 from assay.models.encoding import Encoded
 from assay.models.fairness import Fairness
 from assay.models.schema import Feature, Study
-from assay.models.scorecard import Scorecard
+from assay.models.scorecard import Scorecard, score_edges
 from assay.privacy.accounting import Event, PrivacyTarget, epsilon_of
 from assay.privacy.errors import AssayError, BadInput, Refused
 
@@ -78,16 +78,13 @@ class PopulationTally:
         """Return the rows' vectors, sparse float64 [N, size]; only ``encoded`` is looked at."""
         from scipy import sparse
 
-        grid, rows = self.card.grid, len(encoded)
-        there = encoded.low >= 0
-        low, upper = np.maximum(encoded.low, 0), encoded.upper.astype(np.float64)
-        scores = self.card.score(encoded).score
+        from assay.models.additive import design_of
+        from assay.models.tally import one_hot
+
+        grid, scores = self.card.grid, self.card.score(encoded).score
         place = np.searchsorted(score_edges(self.card.study.scale, self.bins), scores, side="right") - 1
-        beside = np.stack([grid.size + encoded.pattern - 1, grid.width + place], axis=1)
-        cells = np.concatenate([low, np.where(upper > 0, low + 1, low), beside], axis=1)
-        weights = np.concatenate([(1 - upper) * there, upper, np.ones((rows, 2))], axis=1)
-        starts = np.arange(rows + 1) * cells.shape[1]
-        return sparse.csr_matrix((weights.ravel(), cells.ravel(), starts), shape=(rows, self.size))
+        cells = design_of(encoded, grid.size, grid.patterns)
+        return sparse.hstack([cells, one_hot(place, self.bins)], format="csr")
 
 
 def require_current(bundle: Bundle, now: float) -> None:

@@ -48,8 +48,6 @@ from assay.privacy.purpose import check_use
 
 __all__ = ["Stated", "state_points"]
 
-_KINDS = {"numeric": "number", "integer": "integer", "categorical": "text"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Stated:
@@ -215,7 +213,7 @@ def _require_use(bundle: Bundle, request: PointsRequest, policy: Policy, joined:
 def _present(bundle: Bundle, request: PointsRequest, policy: Policy, source: Source) -> dict[str, str]:
     """Return the columns that are here, may be used and count on the request's platform, with their kinds."""
     present = {
-        feature.column: _KINDS[feature.kind]
+        feature.column: feature.column_kind
         for feature in bundle.study.features
         if feature.component in policy.components
         and feature.platform in (None, request.platform)

@@ -21,8 +21,6 @@ from assay.privacy.errors import BadData, BadInput
 
 __all__ = ["Records", "describe", "load_records"]
 
-_KINDS = {"numeric": "number", "integer": "integer", "categorical": "text"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Records:
@@ -93,7 +91,7 @@ def load_records(source: Source, study: Study, *, clock: Callable[[], float] = t
     present = [feature for feature in study.features if feature.column in source.columns]
     if not present:
         source.require(study.features[0].column)  # refuses, with the nearest column
-    wanted = {feature.column: _KINDS[feature.kind] for feature in present}
+    wanted = {feature.column: feature.column_kind for feature in present}
     wanted[study.outcome.column] = "label"
     if study.person is not None:
         wanted[study.person] = "text"

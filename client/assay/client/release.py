@@ -19,10 +19,7 @@ from assay.models.driftreport import DriftReport
 from assay.privacy.accounting import Event
 from assay.privacy.errors import Refused
 from assay.privacy.mechanism import IntegerMechanism
-from assay.privacy.messages import (
-    Masked,
-    Release,
-)
+from assay.privacy.messages import Masked, Release
 
 __all__ = ["Integers", "NoisySum", "release", "require_released"]
 

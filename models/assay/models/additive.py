@@ -33,6 +33,7 @@ __all__ = [
     "ClippedCounts",
     "MinibatchClippedSum",
     "checked_labels",
+    "design_of",
     "grouped",
     "person_norms",
 ]
@@ -368,6 +369,18 @@ def _block(
     size: int,
     patterns: int,
 ) -> _Block:
+    design = design_of(encoded, size, patterns)
+    return _Block(design=design, labels=labels, norms=_design_norms(encoded), starts=starts)
+
+
+def design_of(encoded: Encoded, size: int, patterns: int) -> Any:
+    """Return the rows' weights on cells and patterns, sparse float64 [N, size + patterns].
+
+    Args:
+        encoded: N rows.
+        size: number of cells of the table.
+        patterns: number of patterns that there can be.
+    """
     rows = len(encoded)
     there = encoded.low >= 0
     used = np.flatnonzero(there.any(axis=0))
@@ -381,8 +394,7 @@ def _block(
     )
     np.maximum(cells, 0, out=cells)  # what is absent has weight 0, wherever it stands
     ends = np.arange(rows + 1, dtype=np.int32) * np.int32(cells.shape[1])
-    design = sparse.csr_matrix((weights.ravel(), cells.ravel(), ends), shape=(rows, size + patterns))
-    return _Block(design=design, labels=labels, norms=_design_norms(encoded), starts=starts)
+    return sparse.csr_matrix((weights.ravel(), cells.ravel(), ends), shape=(rows, size + patterns))
 
 
 def _design_norms(encoded: Encoded) -> NDArray[np.float64]:

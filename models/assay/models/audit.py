@@ -28,6 +28,8 @@ _SIGNIFICANT = 3.0
 # Ends of the scores are left out only where there are so many persons per standard deviation of the noise:
 # with fewer, the ends that look empty hold enough of them to bias a rate by more than its interval.
 _ENDS_ARE_EMPTY = 300.0
+# What a limit is about: where a group holds nobody to take a rate of, nothing is known, which is not passed.
+_NEEDED = (("max_tpr_gap", "TPR", "tpr"), ("max_fpr_gap", "FPR", "fpr"))
 # Persons near the cut-off needed before their average is a baseline: below, it would be noise.
 _FEWEST_NEAR = 10.0
 
@@ -329,7 +331,12 @@ def _failures(column: dict[str, Any], limits: dict[str, float]) -> list[str]:
         found = {group["group"]: group[name]["value"] for group in groups}
         return {name: value for name, value in found.items() if value is not None}
 
-    words = []
+    words = [
+        f"{column['column']} {group['group']}: {words} is not known: n too small"
+        for limit, words, name in _NEEDED
+        for group in groups
+        if limit in limits and group[name]["value"] is None
+    ]
     approval = rates("approval_rate")
     if "min_approval_ratio" in limits and approval:
         ratio = min(approval.values()) / max(max(approval.values()), 1e-9)

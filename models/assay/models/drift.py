@@ -22,7 +22,7 @@ from assay.models.bundle import Bundle
 from assay.models.columns import typed_column
 from assay.models.encoding import Encoded, Grid
 from assay.models.schema import Scale
-from assay.models.scorecard import Scorecard
+from assay.models.scorecard import Scorecard, score_edges
 from assay.models.stability import LOOK, MOVED, Histogram, stability
 from assay.models.tabular import open_table
 from assay.privacy.errors import BadData, BadInput
@@ -36,16 +36,9 @@ __all__ = [
     "drift_in_words",
     "drift_of",
     "score_bins",
-    "score_edges",
 ]
 
 Vector = NDArray[np.float64]
-_KIND = {"numeric": "number", "integer": "integer", "categorical": "text"}
-
-
-def score_edges(scale: Scale, bins: int) -> Vector:
-    """Return the borders of the score bins, float64 [bins + 1]: those of ``AuditTally.edges``."""
-    return np.linspace(scale.low, scale.high + 1, bins + 1)
 
 
 def score_bins(scale: Scale, bins: int) -> tuple[str, ...]:
@@ -148,7 +141,7 @@ def column_kinds(grid: Grid, columns: tuple[str, ...], platform: str | None = No
         platform: a compliance feature of another platform is left out.
     """
     return {
-        each.feature.column: _KIND[each.feature.kind]
+        each.feature.column: each.feature.column_kind
         for each in grid.features
         if each.feature.column in columns and each.feature.platform in (None, platform)
     }

@@ -240,6 +240,11 @@ class Feature:
             raise BadInput("domain", value=[low, high], allowed="a range that float64 can divide into knots")
 
     @property
+    def column_kind(self) -> str:
+        """How its column is read, a kind of :func:`assay.models.columns.typed_column`."""
+        return {"numeric": "number", "integer": "integer", "categorical": "text"}[self.kind]
+
+    @property
     def ordered(self) -> bool:
         """True where larger and smaller mean something."""
         return self.kind != "categorical"

@@ -22,7 +22,7 @@ from assay.models.encoding import ABSENT, STEPS, Encoded, Grid
 from assay.models.schema import Scale, Study
 from assay.privacy.errors import BadInput
 
-__all__ = ["BANDS", "FINE", "REASONS", "Scorecard", "Scores"]
+__all__ = ["BANDS", "FINE", "REASONS", "Scorecard", "Scores", "score_edges"]
 
 # From the top: words, and how many PDO above the anchor the band begins. With the default scale the cuts
 # are 700, 650, 600 and 550: a chance of bad of 1.4, 3.2, 7.3 and 16 %.
@@ -342,6 +342,11 @@ class Scorecard:
             band=below.astype(np.int8),
             reasons=reasons,
         )
+
+
+def score_edges(scale: Scale, bins: int) -> NDArray[np.float64]:
+    """Return the borders of equal score bins, float64 [bins + 1]; the last bin holds the highest score."""
+    return np.linspace(scale.low, scale.high + 1, bins + 1)
 
 
 def band_cuts(scale: Scale) -> list[int]:

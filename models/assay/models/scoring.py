@@ -27,9 +27,6 @@ from assay.privacy.purpose import check_use
 
 __all__ = ["Scored", "read_record", "score_file"]
 
-# How a feature's column is read.
-_KIND = {"numeric": "number", "integer": "integer", "categorical": "text"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
@@ -150,7 +147,7 @@ def _present(
 ) -> dict[str, str]:
     """Return the features' columns that the file has and that count on ``platform``, and how each is read."""
     wanted = {
-        f.feature.column: _KIND[f.feature.kind]
+        f.feature.column: f.feature.column_kind
         for f in grid.features
         if f.feature.platform in (None, platform)
     }

@@ -31,10 +31,19 @@ from assay.models.additive import MARGIN, checked_labels, grouped, person_norms
 from assay.models.encoding import Encoded, Grid
 from assay.models.fairness import GroupColumn
 from assay.models.schema import Study
-from assay.models.scorecard import Scorecard, Scores
+from assay.models.scorecard import Scorecard, Scores, score_edges
 from assay.privacy.errors import BadInput
 
-__all__ = ["SCORE_BINS", "AuditTally", "CalibrationTally", "ClippedTally", "Tally", "log_odds", "tally_of"]
+__all__ = [
+    "SCORE_BINS",
+    "AuditTally",
+    "CalibrationTally",
+    "ClippedTally",
+    "Tally",
+    "log_odds",
+    "one_hot",
+    "tally_of",
+]
 
 LOG_ODDS = (-6.0, 4.0)
 LOG_ODDS_BINS = 40
@@ -91,7 +100,7 @@ class CalibrationTally:
         low, high = LOG_ODDS
         place = (log_odds(theta, encoded, self.grid) - low) * (LOG_ODDS_BINS / (high - low))
         bins = np.clip(np.floor(place), 0, LOG_ODDS_BINS - 1).astype(np.int64)
-        return _one_hot(2 * bins + labels.astype(np.int64), self.size)
+        return one_hot(2 * bins + labels.astype(np.int64), self.size)
 
     def middles(self) -> NDArray[np.float64]:
         """Return the log-odds in the middle of each bin, float64 [40]."""
@@ -146,8 +155,7 @@ class AuditTally:
 
     def edges(self) -> NDArray[np.float64]:
         """Return the borders of the score bins, float64 [21]."""
-        scale = self.study.scale
-        return np.linspace(scale.low, scale.high + 1, SCORE_BINS + 1)
+        return score_edges(self.study.scale, SCORE_BINS)
 
     def largest(self, card: Scorecard) -> NDArray[np.float64]:
         """Return the largest points of each feature in absolute value, at least 1; float64 [F]."""
@@ -162,7 +170,7 @@ class AuditTally:
         bad = labels.astype(np.int64)
         bins = np.searchsorted(self.edges(), scores.score, side="right") - 1
         blocks = (
-            _one_hot(2 * bins + bad, self.scores.stop),
+            one_hot(2 * bins + bad, self.scores.stop),
             *(self._group_rows(each, groups.get(each.column), scores, bad) for each in self.columns),
             self._near_rows(card, scores),
         )
@@ -275,7 +283,8 @@ def log_odds(theta: NDArray[np.float64], encoded: Encoded, grid: Grid) -> NDArra
     return np.asarray(between.sum(axis=1) + theta[grid.size + encoded.pattern - 1], dtype=np.float64)
 
 
-def _one_hot(cells: NDArray[np.int64], size: int) -> Any:
+def one_hot(cells: NDArray[np.int64], size: int) -> Any:
+    """Return rows with a 1 in one column each, sparse float64 [N, size]."""
     return _sparse(cells[:, None], np.ones((len(cells), 1)), size)
 
 

@@ -26,12 +26,7 @@ from assay.models.tally import AuditTally, CalibrationTally
 from assay.privacy.accounting import RunCost, epsilon_of
 from assay.privacy.errors import AssayError, Refused
 from assay.privacy.mechanism import IntegerMechanism
-from assay.privacy.messages import (
-    Accepted,
-    Close,
-    Message,
-    Offer,
-)
+from assay.privacy.messages import Accepted, Close, Message, Offer
 from assay.server.aggregation import SecureSums
 from assay.server.checkpoint import RunState
 from assay.server.courier import NoAnswer
