@@ -29,6 +29,10 @@ from assay.simulations.engine import federate, with_epsilon, with_trust
 TEST = records(3000, seed=99)
 
 
+def _distance(theta, other):
+    return float(np.sqrt(np.mean((theta - other) ** 2)))
+
+
 def three():
     return {name: records(700, seed=i) for i, name in enumerate(("east", "north", "south"))}
 
@@ -90,14 +94,16 @@ class TestFederate:
             assert group["observed"]["value"] == pytest.approx(whole.labels[sex == code].mean(), abs=0.03)
 
     def test_with_almost_no_noise_it_is_the_same_model_whoever_holds_the_records(self):
+        """False alarms: the distance below was .0064 +- .0019 over 120 runs, at most .012."""
         text = with_epsilon(TEXT, 900.0)
         parts = three()
         apart = federate(text, parts).trained.theta
         summed = federate(with_trust(text, "distributed"), parts).trained.theta
         together = federate(text, {"all": pool(list(parts.values()), GRID)}).trained.theta
-        assert np.abs(summed - together).max() < 0.05
-        assert np.abs(apart - together).max() < 0.05
-        assert np.abs(together).max() > 0.3
+        assert _distance(summed, together) < 0.025
+        assert _distance(apart, together) < 0.025
+        del parts["south"]  # control: other records are another model, .049 or more over 20 runs
+        assert _distance(federate(text, parts).trained.theta, together) > 0.035
 
     def test_a_holder_that_lacks_a_column_takes_part(self):
         held = three()
