@@ -15,7 +15,7 @@ from assay.privacy import secagg
 from assay.privacy.accounting import require_smooth
 from assay.privacy.cohort import MAX_HOLDERS, VALUE_BOUND
 from assay.privacy.errors import AssayError, BadInput
-from assay.privacy.mechanism import IntegerMechanism
+from assay.privacy.mechanism import MAX_CONTRIBUTORS, IntegerMechanism
 
 # Statistical tests here fail on healthy noise once in 1,000,000 runs each; the planted fault beside each is
 # noticed in all but one of 10,000.
@@ -199,7 +199,7 @@ class TestRefusals:
         with pytest.raises(BadInput, match=setting):
             mechanism(**{setting: bad})
         with pytest.raises(BadInput, match="contributors"):
-            mechanism(contributors=MAX_HOLDERS + 1)
+            mechanism(contributors=MAX_CONTRIBUTORS + 1)
 
     @pytest.mark.parametrize("noise_multiplier", [1e-8, 1e9])
     def test_noise_that_does_not_fit_the_grid(self, noise_multiplier):

@@ -23,8 +23,7 @@ from assay.client.policy import admit, require_persons, require_same_person
 from assay.client.records import Records
 from assay.client.release import Integers, NoisySum, release, require_released
 from assay.client.training import LocalTraining
-from assay.models.encoding import Grid
-from assay.models.label import mechanism_of, privacy_target
+from assay.models.label import privacy_target
 from assay.models.study import Study, parse_study
 from assay.privacy.accounting import TALLIES, RunCost
 from assay.privacy.auditlog import AuditLog
@@ -58,7 +57,6 @@ __all__ = ["Holder", "decline_code"]
 
 Vector = NDArray[np.float64]
 _NO_THETA = np.zeros(0)  # counts are taken at no parameters
-_TALLIES = ("outcomes by log-odds", "audit counts")
 # Questions that say what the coordinator saw last of this holder.
 _SEEN = (Offer, Close, CountsRequest, GradientRequest, MaskRequest)
 
@@ -224,7 +222,7 @@ class Holder:
         number, rounds, theta = 0, 0, _NO_THETA
         if isinstance(question, GradientRequest):
             number, rounds, theta = question.round, question.rounds, question.theta
-        wanted = _noisy_sum(run.study, question.run, number, rounds)
+        wanted = NoisySum.of(run.study, question.run, number, rounds)
         return release(
             self._books,
             wanted,
@@ -341,16 +339,6 @@ class Holder:
         return self._accepted / f"{run}.toml"
 
 
-def _noisy_sum(
-    study: Study, run: str, number: int, rounds: int, *, contributors: int = 1, question: str = ""
-) -> NoisySum:
-    """Return what a round's release is."""
-    mechanism = mechanism_of(study, Grid.of(study), number=number, rounds=rounds, contributors=contributors)
-    after = max(0, number - rounds) if number else 0
-    what = _TALLIES[after - 1] if after else "clipped gradient sum" if number else "cell counts"
-    return NoisySum(run=run, round=number, what=what, question=question, mechanism=mechanism)
-
-
 def _part_of_sum(
     study: Study, question: MaskRequest | SurvivorsRequest | OpenRequest, context: bytes
 ) -> NoisySum:
@@ -358,7 +346,7 @@ def _part_of_sum(
 
     The noise is shared as if the tolerated holders added none: the shares of the others make up the whole.
     """
-    return _noisy_sum(
+    return NoisySum.of(
         study,
         question.run,
         question.round,

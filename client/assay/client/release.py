@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from assay.client.books import Books
 from assay.models.driftreport import DriftReport
+from assay.models.encoding import Grid
+from assay.models.label import mechanism_of
+from assay.models.schema import Study
 from assay.privacy.accounting import Event
 from assay.privacy.errors import Refused
 from assay.privacy.mechanism import IntegerMechanism
@@ -24,6 +27,7 @@ from assay.privacy.messages import Masked, Release
 __all__ = ["Integers", "NoisySum", "release", "require_released"]
 
 Integers = NDArray[np.int64]
+_TALLIES = ("outcomes by log-odds", "audit counts")
 Answer = TypeVar("Answer", Release, Masked, DriftReport)
 
 
@@ -49,6 +53,27 @@ class NoisySum:
     def event(self) -> Event:
         """What the release costs: the noise of the whole sum."""
         return Event(noise_multiplier=self.mechanism.noise_multiplier)
+
+    @classmethod
+    def of(
+        cls, study: Study, run: str, number: int, rounds: int, *, contributors: int = 1, question: str = ""
+    ) -> NoisySum:
+        """Return what a round's release is.
+
+        Args:
+            study: what is trained.
+            run: identifier of the run.
+            number: the round, from 0.
+            rounds: gradient rounds of the run; not looked at in round 0.
+            contributors: holders whose shares make up the whole noise.
+            question: see the class.
+        """
+        mechanism = mechanism_of(
+            study, Grid.of(study), number=number, rounds=rounds, contributors=contributors
+        )
+        after = max(0, number - rounds) if number else 0
+        what = _TALLIES[after - 1] if after else "clipped gradient sum" if number else "cell counts"
+        return cls(run=run, round=number, what=what, question=question, mechanism=mechanism)
 
     def charge(self, books: Books) -> bytes | None:
         """Charge it, once; return the bytes that were released for it before, if any."""

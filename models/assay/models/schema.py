@@ -472,11 +472,15 @@ class Study:
                 code="model",
             )
 
-    def require_holders(self, holders: int) -> None:
+    def require_holders(self, holders: int, most: int | None = None) -> None:
         """Refuse a number of holders that the study's trust cannot work with, with what to change.
 
         A sum hides a holder among the others only if those that may collude are few enough of them; see
         :func:`assay.privacy.cohort.fewest_holders`.
+
+        Args:
+            holders: how many there are.
+            most: how many can be added up; None: as many as secure aggregation can.
 
         Raises:
             Refused: the trust is ``"distributed"`` and the holders are too few, or too many to be added up
@@ -486,11 +490,11 @@ class Study:
         from assay.privacy.cohort import MAX_HOLDERS, fewest_holders
 
         tolerated = self.privacy.tolerated
-        fewest = fewest_holders(tolerated)
-        if self.privacy.trust != "distributed" or fewest <= holders <= MAX_HOLDERS:
+        fewest, most = fewest_holders(tolerated), MAX_HOLDERS if most is None else most
+        if self.privacy.trust != "distributed" or fewest <= holders <= most:
             return
         raise Refused(
-            f"holders is {holders}; allowed: {fewest} to {MAX_HOLDERS} where privacy.trust is 'distributed'"
+            f"holders is {holders}; allowed: {fewest} to {most} where privacy.trust is 'distributed'"
             f" and privacy.tolerated is {tolerated}. Start or enrol more holders, lower privacy.tolerated,"
             ' or set trust = "local" in the study',
             code="holders",

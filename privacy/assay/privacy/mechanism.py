@@ -26,11 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.privacy.accounting import require_smooth
-from assay.privacy.cohort import MAX_HOLDERS, VALUE_BOUND
+from assay.privacy.cohort import VALUE_BOUND
 from assay.privacy.errors import AssayError, BadInput
 from assay.privacy.noise import Entropy, discrete_gaussian
 
-__all__ = ["IntegerMechanism"]
+__all__ = ["MAX_CONTRIBUTORS", "IntegerMechanism"]
+
+MAX_CONTRIBUTORS = 10_000
+"""A share of the noise is then still ten thousand grid units wide."""
 
 # Standard deviation of the whole noise in grid units, at least.
 _NOISE_UNITS = float(1 << 20)
@@ -48,7 +51,7 @@ class IntegerMechanism:
         l2_clip_norm: most that one person changes the sum by, in Euclidean norm; 1e-100 to 1e100.
         noise_multiplier: standard deviation of the whole noise / sensitivity, both in grid units; above 0.
         size: values of the sum, at least 1.
-        contributors: holders whose noise shares add up to the whole noise, 1 to 1000; 1: each adds it all.
+        contributors: holders whose noise shares add up to the whole noise, 1 to 10,000; 1: each adds it all.
     """
 
     l2_clip_norm: float
@@ -63,7 +66,7 @@ class IntegerMechanism:
             raise BadInput("noise_multiplier", value=self.noise_multiplier, allowed="a finite number above 0")
         for setting, value, high in (
             ("size", self.size, 1 << 40),
-            ("contributors", self.contributors, MAX_HOLDERS),
+            ("contributors", self.contributors, MAX_CONTRIBUTORS),
         ):
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
                 raise BadInput(setting, value=value, allowed=f"a whole number, 1 to {high}")
@@ -101,7 +104,7 @@ class IntegerMechanism:
         return math.sqrt(self.contributors * self.share_variance) * self.unit
 
     def noisy(self, clipped_sum: NDArray[np.float64], entropy: Entropy = os.urandom) -> NDArray[np.int64]:
-        """Return the sum in grid units plus one holder's noise.
+        """Return the sum in grid units plus one holder's noise; of several holders, each with its own.
 
         =====================  ====================================================================
         NaN or infinity        refused, nothing is returned
@@ -112,16 +115,17 @@ class IntegerMechanism:
         =====================  ====================================================================
 
         Args:
-            clipped_sum: float64 ``[size]``; one person changes it by at most ``l2_clip_norm``.
+            clipped_sum: float64 ``[size]``; one person changes it by at most ``l2_clip_norm``. In a
+                simulation also ``[holders, size]``.
             entropy: of the noise; anything but the default is for tests.
 
         Returns:
-            int64 ``[size]``, absolute values below :data:`VALUE_BOUND`.
+            int64 of the same shape, absolute values below :data:`VALUE_BOUND`.
 
         Raises:
             BadInput: as in the table.
         """
-        if clipped_sum.shape != (self.size,):
+        if clipped_sum.ndim not in (1, 2) or clipped_sum.shape[-1] != self.size:
             raise BadInput("clipped sum", value=clipped_sum.shape, allowed=f"{self.size} values, flat")
         if not bool(np.isfinite(clipped_sum).all()):
             raise BadInput("clipped sum", allowed="finite numbers", remedy="Run assay client check")
@@ -129,7 +133,8 @@ class IntegerMechanism:
         # fifteen standard deviations, which would carry the result over VALUE_BOUND, does not happen.
         bound = float(VALUE_BOUND - 1 - math.ceil(15 * math.sqrt(self.share_variance)))
         units = np.clip(np.rint(clipped_sum / self.unit), -bound, bound)
-        noisy = units.astype(np.int64) + discrete_gaussian(self.size, self.share_variance, entropy)
+        noise = discrete_gaussian(units.size, self.share_variance, entropy).reshape(units.shape)
+        noisy = units.astype(np.int64) + noise
         if not bool((np.abs(noisy) < VALUE_BOUND).all()):
             raise AssayError("noise beyond fifteen standard deviations; nothing is released")
         return noisy

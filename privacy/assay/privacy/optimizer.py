@@ -192,16 +192,21 @@ class PrivateStep:
         mechanism: bound, grid and noise.
     """
 
-    def __init__(self, mechanism: IntegerMechanism, accountant: IAccountant) -> None:
+    def __init__(
+        self, mechanism: IntegerMechanism, accountant: IAccountant, *, holders: int | None = None
+    ) -> None:
         """Prepare for sums of ``mechanism.size`` values.
 
         Args:
             mechanism: bound, grid and noise of every release.
             accountant: told of every release, before its value is handed out: the noise multiplier of the
                 whole noise, also where this holder adds a share of it.
+            holders: None, or in a simulation how many holders release at once: sums are then
+                ``[holders, mechanism.size]``, with a noise of their own in every row.
         """
         self.mechanism = mechanism
-        self._sum = torch.nn.Parameter(torch.zeros(mechanism.size, dtype=torch.float64))
+        self._shape = (mechanism.size,) if holders is None else (holders, mechanism.size)
+        self._sum = torch.nn.Parameter(torch.zeros(self._shape, dtype=torch.float64))
         # The inner optimizer is what Opacus wraps; a release takes the noisy sum before any update.
         self._optimizer = _IntegerOptimizer(torch.optim.SGD([self._sum], lr=1.0), mechanism)
         self._optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(sample_rate=1.0))
@@ -218,14 +223,14 @@ class PrivateStep:
         =======================================  ===================================================
 
         Returns:
-            int64, flat, ``mechanism.size`` values; see :meth:`IntegerMechanism.noisy`.
+            int64, in the shape of the sum; see :meth:`IntegerMechanism.noisy`.
 
         Raises:
             BadInput: as in the table.
         """
         _require_bound(clipped_sum.l2_clip_norm, self.mechanism.l2_clip_norm)
         # A copy: Opacus adds up in place.
-        self._sum.grad = torch.from_numpy(_flat(clipped_sum(theta), self.mechanism.size))
+        self._sum.grad = torch.from_numpy(_copied(clipped_sum(theta), self._shape))
         try:
             self._optimizer.pre_step()
             integers: NDArray[np.int64] = self._sum.grad.numpy().astype(np.int64)
@@ -234,10 +239,10 @@ class PrivateStep:
             self._optimizer.zero_grad(set_to_none=True)
 
 
-def _flat(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+def _copied(values: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Return a copy; torch refuses a gradient of another shape with words that show it."""
-    if values.shape != (size,):
-        raise BadInput("clipped sum", value=values.shape, allowed=f"{size} values, flat")
+    if values.shape != shape:
+        raise BadInput("clipped sum", value=values.shape, allowed=f"the shape {shape}")
     return np.array(values, dtype=np.float64)
 
 

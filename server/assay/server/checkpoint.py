@@ -45,7 +45,7 @@ class RunState:
 
     def pack(self) -> bytes:
         """Return the bytes of a checkpoint."""
-        names = self.accepted
+        names, active, holders = self.accepted, set(self.active), set(self.holders)
         arrays: dict[str, NDArray[Any]] = {f"fit.{name}": value for name, value in self.fit.items()}
         arrays |= {f"tally.{number}": value for number, value in enumerate(self.tallies)}
         arrays |= {
@@ -55,8 +55,8 @@ class RunState:
             "patterns": np.array([self.patterns[name] for name in names]),
             "persons": np.array([self.persons.get(name, np.nan) for name in names]),
             "names": np.frombuffer("\n".join(names).encode(), dtype=np.uint8).copy(),
-            "active": np.array([name in self.active for name in names]),
-            "holders": np.array([name in self.holders for name in names]),
+            "active": np.array([name in active for name in names]),
+            "holders": np.array([name in holders for name in names]),
         }
         return bytes(save_arrays(arrays))
 

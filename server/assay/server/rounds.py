@@ -24,6 +24,7 @@ from assay.models.scorecard import Scorecard
 from assay.models.study import parse_study
 from assay.models.tally import AuditTally, CalibrationTally
 from assay.privacy.accounting import RunCost, epsilon_of
+from assay.privacy.cohort import MAX_HOLDERS
 from assay.privacy.errors import AssayError, Refused
 from assay.privacy.mechanism import IntegerMechanism
 from assay.privacy.messages import Accepted, Close, Message, Offer
@@ -136,6 +137,8 @@ class Run:
         store: keeps what the run goes on from.
         report: called with each :class:`Progress`.
         stopping: asked before each exchange; true ends the run with :class:`Interrupted`.
+        sums: how sums are collected, made from the holders of the run; None: as the study's trust says.
+        most_holders: that can be added up where the trust is distributed.
     """
 
     def __init__(
@@ -149,6 +152,8 @@ class Run:
         store: Store,
         report: Callable[[Progress], None],
         stopping: Callable[[], bool] = lambda: False,
+        sums: Callable[[Panel], Sums] | None = None,
+        most_holders: int = MAX_HOLDERS,
     ) -> None:
         self.run, self.study = run, parse_study(study_text)
         self._text, self._courier = study_text, courier
@@ -157,11 +162,12 @@ class Run:
         self._grid = Grid.of(self.study)
         self._cost = RunCost.of(privacy_target(self.study))
         self._distributed = self.study.privacy.trust == "distributed"
-        self._sums = self._make_sums()
+        self._most_holders = most_holders
+        panel = Panel(run=self.run, ask=self._ask, drop=self._drop)
+        self._sums = sums(panel) if sums else self._make_sums(panel)
         self._state = RunState()
 
-    def _make_sums(self) -> Sums:
-        panel = Panel(run=self.run, ask=self._ask, drop=self._drop)
+    def _make_sums(self, panel: Panel) -> Sums:
         if not self._distributed:
             return PlainSums(panel, minimum=self._minimum)
         return SecureSums(
@@ -265,7 +271,7 @@ class Run:
                 code="holders",
             )
         try:
-            self.study.require_holders(len(accepted))
+            self.study.require_holders(len(accepted), most=self._most_holders)
         except Refused as error:
             raise Refused(f"{error}{detail}", code=error.code) from None
         for name, pattern in self._state.patterns.items():
