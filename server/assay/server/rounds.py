@@ -261,7 +261,8 @@ class Run:
         accepted = sorted(name for name, answer in answers.items() if isinstance(answer, Accepted))
         self._state.accepted = self._state.active = accepted
         self._state.patterns = {n: a.pattern for n, a in answers.items() if isinstance(a, Accepted)}
-        refusals = [f"{name}: {why(answers[name])}" for name in sorted(answers) if name not in accepted]
+        refused = sorted(set(answers).difference(accepted))
+        refusals = [f"{name}: {why(answers[name])}" for name in refused]
         self._tell("offer", 0, tuple(accepted), detail="; ".join(refusals))
         detail = f" ({'; '.join(refusals)})" if refusals else ""
         if len(accepted) < self._minimum:
