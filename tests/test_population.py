@@ -670,7 +670,7 @@ def test_its_own_file_is_replaced(tmp_path, suffix):
     table = pyarrow.parquet.read_table(out) if suffix == ".parquet" else pyarrow.csv.read_csv(out)
     assert table.num_rows == 20
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f"people{end}" for end in sorted(("-credit.toml", "-fraud.toml", suffix))
+        f"people{end}" for end in sorted(("-credit.toml", "-fraud.toml", "-parameters.toml", suffix))
     ]
 
 

@@ -21,6 +21,7 @@ from assay.simulations.population_params import Parameters
 from assay.simulations.population_risk import Ranking
 from assay.simulations.population_study import HEADER, study_text
 from assay.simulations.population_trait import OUTCOMES
+from assay.simulations.population_truth import parameters_path, parameters_text
 
 __all__ = ["write_population"]
 
@@ -35,12 +36,14 @@ def write_population(
     seed: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """Write people to ``target`` and a study for each outcome beside it; the true risk goes into no file.
+    """Write people to ``target``, and beside it a study for each outcome and the parameters.
+
+    The true risk goes into no file; with the parameters it can be computed again from the columns.
 
     Args:
         params: see :func:`.population_read.read_parameters`.
         target: ``.parquet`` or ``.csv``; replaced if it is such a file already. The studies are
-            ``<stem>-credit.toml`` and ``<stem>-fraud.toml``.
+            ``<stem>-credit.toml`` and ``<stem>-fraud.toml``, the parameters ``<stem>-parameters.toml``.
         people: 1..100,000,000.
         seed: 0..2^63-1; the same seed and parameters give the same data.
         clock: seconds that only go forward.
@@ -58,9 +61,10 @@ def write_population(
     chunks = generate(params, people=people, seed=seed)
     studies = {outcome: target.with_name(f"{target.stem}-{outcome}.toml") for outcome in OUTCOMES}
     _check_target(target)
-    for path in (target, *studies.values()):
+    for path in (target, *studies.values(), parameters_path(target)):
         _check_replaced(path)
     beside = {path: study_text(params, outcome).encode() for outcome, path in studies.items()}
+    beside[parameters_path(target)] = parameters_text(params).encode()
     tally = _Tally(params)
     with _written(target, population_schema(params), beside) as write:
         for chunk in chunks:
