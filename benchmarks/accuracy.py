@@ -57,8 +57,8 @@ def split_of(records: Records, seed: int) -> tuple[Holders, Records]:
     """Return the holders' records and the held-out ones; both trainings of a seed are given these."""
     train, held = hold_out(rows=records.rows, persons=records.persons, fraction=TEST_FRACTION, seed=seed)
     kept = records_at(records, train)
-    parts = split("iid", holders=HOLDERS, labels=kept.labels, persons=kept.persons, column=None, seed=seed)
-    holders = {f"holder-{number:02d}": records_at(kept, rows) for number, rows in enumerate(parts, start=1)}
+    parts = split("iid", holders=HOLDERS, labels=kept.labels, persons=kept.persons, seed=seed)
+    holders = {f"holder-{n:02d}": records_at(kept, part.rows) for n, part in enumerate(parts, start=1)}
     return holders, records_at(records, held)
 
 

@@ -131,10 +131,10 @@ def _towers() -> World:
 def _spread(records: Records, risk: NDArray[np.float64], seed: int) -> Split:
     """Spread the first 30,000 over the holders; the others are held out."""
     kept = records_at(records, np.arange(TRAIN))
-    parts = split("iid", holders=HOLDERS, labels=kept.labels, persons=kept.persons, column=None, seed=seed)
+    parts = split("iid", holders=HOLDERS, labels=kept.labels, persons=kept.persons, seed=seed)
     return Split(
         holders={
-            f"holder-{number:02d}": records_at(kept, rows) for number, rows in enumerate(parts, start=1)
+            f"holder-{number:02d}": records_at(kept, part.rows) for number, part in enumerate(parts, start=1)
         },
         test=records_at(records, np.arange(TRAIN, TRAIN + TEST)),
         risk=risk[TRAIN:],

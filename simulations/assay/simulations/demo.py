@@ -190,14 +190,12 @@ class Demo:
         labels = table[study.outcome.column].to_numpy().astype(float)
         train, held = hold_out(rows=len(labels), persons=None, fraction=TEST_FRACTION, seed=SPLIT_SEED)
         pyarrow.csv.write_csv(table.take(held), self.out / "held-out.csv")
-        parts = split(
-            "iid", holders=self.holders, labels=labels[train], persons=None, column=None, seed=SPLIT_SEED
-        )
+        parts = split("iid", holders=self.holders, labels=labels[train], persons=None, seed=SPLIT_SEED)
         names = [f"bank-{i}" for i in range(1, self.holders + 1)]
-        for index, (name, rows) in enumerate(zip(names, parts, strict=True)):
+        for index, (name, part) in enumerate(zip(names, parts, strict=True)):
             enrol.init(self.out / name, name)
             kind = _KINDS[index % len(_KINDS)]
-            _write_table(table.take(train[rows]), kind, self.out / name)
+            _write_table(table.take(train[part.rows]), kind, self.out / name)
             _write_settings(self.out / name, name, kind, self.epsilon)
         return names
 

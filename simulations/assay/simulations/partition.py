@@ -1,73 +1,271 @@
-"""Who holds whom: splitting one file of records over simulated holders.
+"""Who holds whom: spreading one file of records over simulated holders.
 
-The rows of one person always stay together. Randomness here decides a simulation's layout, never noise.
+    plan = Partition.parse("feature:income", skew=0.1, overlap="0.2:3")  # as on the command line
+    plan.require(study, holders)                       # what is public, before anything is read
+    column = plan.read(source, records.rows)           # text [N], or None where no column is named
+    parts = split(plan, holders=holders, labels=..., persons=..., column=column, components=..., seed=0)
+
+and then :func:`assay.simulations.holding.hold_all` for each holder's records and
+:func:`assay.simulations.holding.describe` for a report. Randomness here decides a simulation's layout, never
+noise. The rows of one person always stay together at a holder, and no holder is empty.
+
+Flower Datasets' partitioners are not used: they split the rows of a Hugging Face data set one by one, so they
+cannot keep a person's rows together, nor give a person to several holders or columns to a holder.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.client.sources import Source
+from assay.models.schema import COMPONENTS, Study
 from assay.privacy.errors import BadInput
+from assay.simulations.layout import by_column, by_dirichlet, by_quantity, further, kinds_of, rows_of
 
-__all__ = ["MAX_HOLDERS", "NAMED", "hold_out", "split"]
+__all__ = ["MAX_HOLDERS", "MAX_KNOWN_TO", "NAMED", "SKEW", "Part", "Partition", "hold_out", "split"]
 
-NAMED = ("iid", "quantity", "label")
+NAMED = ("iid", "quantity", "label", "component")
 MAX_HOLDERS = 10_000
-# Sizes fall like 1/rank: with ten holders the largest has a third of all persons.
-_QUANTITY_EXPONENT = 1.0
-# Dirichlet concentration of the label split: at 0.5 holders' base rates differ several-fold.
-_LABEL_CONCENTRATION = 0.5
+MAX_KNOWN_TO = 5
+SKEW = 0.5
+"""Dirichlet concentration where none is given: holders' base rates differ several-fold."""
+_LEAST_SKEW, _MOST_SKEW = 1e-3, 1e6  # between them a draw over 10,000 holders stays finite
+_FORMS = f"{', '.join(NAMED)}, component:A+B,C, feature:COLUMN or a column of the data"
 
 Rows = NDArray[np.int64]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one holder gets.
+
+    Attributes:
+        rows: int64, indices of its rows in ascending order; at least one.
+        components: those of whose columns it has, in the study's order; None: all.
+    """
+
+    rows: Rows = field(repr=False)
+    components: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """How records are spread over holders.
+
+    Attributes:
+        kind: ``"iid"``; ``"quantity"`` (sizes by a power law); ``"label"`` or ``"feature"`` (each outcome, or
+            each bin of a column, by a Dirichlet draw over the holders: Hsu, Qi, Brown, *Measuring the Effects
+            of Non-Identical Data Distribution*, 2019; Li et al., *Federated Learning on Non-IID Data Silos*,
+            2022, IV); ``"column"`` (its values stay whole); ``"component"`` (rows iid, columns of some
+            components only).
+        name: the column of ``"feature"`` and ``"column"``, else empty.
+        bundles: components per holder, taken in turn, of ``"component"``; empty: every component, then each
+            one alone.
+        skew: Dirichlet concentration of ``"label"`` and ``"feature"``, 0.001 to 1,000,000; small is skewed.
+        shared: share of the persons that further holders know too, 0 to 1.
+        known_to: the most holders that know one person, 1 to 5.
+    """
+
+    kind: str = "iid"
+    name: str = ""
+    bundles: tuple[tuple[str, ...], ...] = ()
+    skew: float = SKEW
+    shared: float = 0.0
+    known_to: int = 1
+
+    @classmethod
+    def parse(cls, partition: str, *, skew: float | None = None, overlap: str | None = None) -> Partition:
+        """Read the options of ``assay simulate``.
+
+        Args:
+            partition: ``iid``, ``quantity``, ``label``, ``component``, ``component:A+B,C,all`` (entries are
+                taken in turn, ``all`` is every component), ``feature:COLUMN`` or ``COLUMN``.
+            skew: ``--skew``; None: :data:`SKEW`.
+            overlap: ``--overlap SHARE`` or ``SHARE:HOLDERS``: this share of the persons is known to 2, ...,
+                HOLDERS holders, as many persons to each number; without HOLDERS to 2. None: nobody.
+
+        Raises:
+            BadInput: an option is none of these.
+        """
+        kind, name, bundles = _form(partition)
+        shared, known_to = (0.0, 1) if overlap is None else _overlap(overlap)
+        if skew is None:
+            skew = SKEW
+        elif kind not in ("label", "feature"):
+            raise BadInput(
+                "--skew", value=skew, allowed="nothing unless --partition is label or feature:COLUMN"
+            )
+        if not _LEAST_SKEW <= skew <= _MOST_SKEW:
+            raise BadInput("--skew", value=skew, allowed=f"{_LEAST_SKEW:g} to {_MOST_SKEW:,.0f}")
+        return cls(kind=kind, name=name, bundles=bundles, skew=skew, shared=shared, known_to=known_to)
+
+    @property
+    def words(self) -> str:
+        """The partition in a few words, for a report."""
+        text = {
+            "iid": "at random",
+            "quantity": "at random, sizes by a power law",
+            "label": f"by outcome, Dirichlet {self.skew:g}",
+            "feature": f"by {self.name}, Dirichlet {self.skew:g}",
+            "column": f"by {self.name}, each value whole",
+            "component": "at random, with the columns of some components",
+        }[self.kind]
+        if not self.shared:
+            return text
+        several = "2" if self.known_to == 2 else f"2 to {self.known_to}"
+        return f"{text}; {self.shared:.3g} of the people known to {several} holders"
+
+    def require(self, study: Study, holders: int) -> None:
+        """Check what is public, before anything is read.
+
+        Raises:
+            BadInput: fewer holders than know one person; the study's epsilon is for fewer holders per person;
+                a component that the study does not use, or one that no holder would have.
+        """
+        if not 1 <= holders <= MAX_HOLDERS:
+            raise BadInput("--holders", value=holders, allowed=f"1 to {MAX_HOLDERS}")
+        self._require_known_to(holders)
+        promised = study.privacy.holders_per_person
+        if not self.known_to <= promised:
+            raise BadInput(
+                "privacy.holders_per_person",
+                value=promised,
+                allowed=f"at least {self.known_to}, the holders that --overlap lets know one person",
+                remedy=f"Write holders_per_person = {self.known_to} under [privacy] of the study: the noise "
+                "is then made for it",
+            )
+        used = {feature.component for feature in study.features}
+        self.components_at(holders, tuple(name for name in COMPONENTS if name in used))
+
+    def read(self, source: Source, rows: int) -> NDArray[Any] | None:
+        """Return the named column as text, missing as None; None where the partition names no column.
+
+        Args:
+            source: of the records.
+            rows: how many records were read from it.
+
+        Raises:
+            BadInput: the source has no such column, or has rows that are too old to be used.
+        """
+        if not self.name:
+            return None
+        if self.name not in source.columns:
+            raise BadInput(
+                "--partition",
+                value=self.name,
+                allowed=f"{_FORMS} of {source.where}: {', '.join(source.columns)}",
+            )
+        column = source.read({self.name: "text"})[self.name]
+        if len(column) != rows:
+            raise BadInput(
+                "--partition",
+                value=self.name,
+                allowed="a column, where every row of the data is used",
+                remedy=f"Remove the {len(column) - rows} rows whose outcome is older than records are kept",
+            )
+        return column
+
+    def components_at(self, holders: int, components: tuple[str, ...]) -> list[tuple[str, ...] | None]:
+        """Return which components each holder has; None: all.
+
+        Args:
+            holders: number of holders.
+            components: those of the study that the data have, in the study's order.
+
+        Raises:
+            BadInput: an entry names another one, or one of them is at no holder.
+        """
+        if self.kind != "component":
+            return [None] * holders
+        if len(components) < 2:
+            raise BadInput("--partition", value="component", allowed="data with at least 2 components")
+        everything = (components, *((name,) for name in components))
+        bundles = [components if own == ("all",) else own for own in self.bundles or everything]
+        for name in (name for own in bundles for name in own if name not in components):
+            raise BadInput("--partition", value=name, allowed=f"all, {', '.join(components)}")
+        given = [bundles[i % len(bundles)] for i in range(holders)]
+        for name in set(components).difference(*given):
+            raise BadInput(
+                "--partition",
+                value=",".join("+".join(own) for own in given[: len(bundles)]),
+                allowed=f"every component at one of the {holders} holders",
+                remedy=f"Nobody has {name}: name it, or write all",
+            )
+        ordered = [tuple(name for name in components if name in own) for own in given]
+        return [None if own == components else own for own in ordered]
+
+    def _require_known_to(self, holders: int) -> None:
+        if not self.known_to <= holders:
+            raise BadInput(
+                "--overlap",
+                value=self.known_to,
+                allowed=f"at most {holders} holders for one person, as there are holders",
+                remedy="Give more holders, or --overlap SHARE:HOLDERS with fewer",
+            )
+
+
 def split(
-    partition: str,
+    partition: Partition | str,
     *,
     holders: int,
     labels: NDArray[np.float64],
     persons: Rows | None,
-    column: NDArray[Any] | None,
     seed: int,
-) -> list[Rows]:
+    column: NDArray[Any] | None = None,
+    components: tuple[str, ...] = (),
+) -> list[Part]:
     """Assign rows to holders.
 
+    A person goes where the draw puts the person's last row. Further holders of a person that several know
+    are drawn in proportion to their size.
+
     Args:
-        partition: ``"iid"``, ``"quantity"`` (sizes by a power law), ``"label"`` (base rates by a Dirichlet
-            draw), or the name of a column, whose values are then spread over the holders whole.
+        partition: the plan, or a text for :meth:`Partition.parse`.
         holders: number of holders, 1..10,000, at most the number of persons.
         labels: 0 or 1, shape ``[N]``.
         persons: codes 0..P-1, shape ``[N]``, or None: every row is a person.
-        column: values of the named column, shape ``[N]``, where ``partition`` names one.
         seed: decides the layout.
+        column: the text of the named column, shape ``[N]``, where the plan names one.
+        components: those that the data have, where the plan is ``"component"``.
 
     Returns:
-        For each holder the indices of its rows, none empty.
+        For each holder what it gets.
 
     Raises:
-        BadInput: more holders than persons or than values of the column.
+        BadInput: more holders than persons or than values of the column; a person known to more holders than
+            there are; too many texts to draw for; see :meth:`Partition.components_at`.
     """
+    plan = partition if isinstance(partition, Partition) else Partition.parse(partition)
     codes = np.arange(len(labels)) if persons is None else persons
     count = int(codes.max()) + 1
-    if not 1 <= holders <= min(MAX_HOLDERS, count):
-        raise BadInput(
-            "--holders", value=holders, allowed=f"1 to {min(MAX_HOLDERS, count)}: no holder may be empty"
-        )
+    most = min(MAX_HOLDERS, count)
+    if not 1 <= holders <= most:
+        raise BadInput("--holders", value=holders, allowed=f"1 to {most}: no holder may be empty")
+    plan._require_known_to(holders)
+    given = plan.components_at(holders, components)
     rng = np.random.default_rng(seed)
-    if partition == "iid":
-        owner = rng.permutation(np.arange(count) % holders)
-    elif partition == "quantity":
-        owner = _by_quantity(count, holders, rng)
-    elif partition == "label":
-        owner = _by_label(_person_values(labels, codes, count), holders, rng)
-    elif column is not None:
-        owner = _by_column(_person_values(column, codes, count), holders)
+    if plan.name:
+        if column is None:
+            raise BadInput("--partition", value=plan.name, allowed=_FORMS)
+        values = _person_values(column, codes, count)
+        if plan.kind == "column":
+            owner = by_column(values, holders)
+        else:
+            owner = by_dirichlet(kinds_of(values), holders, plan.skew, rng)
+    elif plan.kind == "quantity":
+        owner = by_quantity(count, holders, rng)
+    elif plan.kind == "label":
+        owner = by_dirichlet(_person_values(labels, codes, count), holders, plan.skew, rng)
     else:
-        raise BadInput("--partition", value=partition, allowed=f"{', '.join(NAMED)} or a column of the data")
-    return [np.flatnonzero(owner[codes] == holder) for holder in range(holders)]
+        owner = rng.permutation(np.arange(count) % holders)
+    who, where = further(owner, holders, shared=plan.shared, known_to=plan.known_to, rng=rng)
+    rows = rows_of(owner, who, where, codes, holders)
+    return [Part(rows=own, components=names) for own, names in zip(rows, given, strict=True)]
 
 
 def hold_out(*, rows: int, persons: Rows | None, fraction: float, seed: int) -> tuple[Rows, Rows]:
@@ -94,41 +292,47 @@ def hold_out(*, rows: int, persons: Rows | None, fraction: float, seed: int) -> 
     return np.flatnonzero(~chosen[codes]), np.flatnonzero(chosen[codes])
 
 
+def _form(partition: str) -> tuple[str, str, tuple[tuple[str, ...], ...]]:
+    """Return kind, column and bundles of ``--partition``."""
+    word, colon, rest = partition.partition(":")
+    if colon and word == "feature" and rest:
+        return word, rest, ()
+    if colon and word == "component":
+        bundles = tuple(tuple(entry.strip() for entry in own.split("+")) for own in rest.split(","))
+        for own in bundles:
+            known = own == ("all",) or set(own) <= set(COMPONENTS)
+            if not known or len(set(own)) < len(own):
+                raise BadInput(
+                    "--partition",
+                    value="+".join(own),
+                    allowed=f"all, or different ones of {', '.join(COMPONENTS)} joined by +",
+                )
+        return word, "", bundles
+    if partition in NAMED:
+        return partition, "", ()
+    if not partition or partition in ("feature", "feature:"):
+        raise BadInput("--partition", value=partition, allowed=_FORMS)
+    return "column", partition, ()
+
+
+def _overlap(overlap: str) -> tuple[float, int]:
+    """Return share and most holders of ``--overlap``."""
+    share, colon, holders = overlap.partition(":")
+    try:
+        shared, known_to = float(share), int(holders) if colon else 2
+    except ValueError:
+        shared, known_to = math.nan, 2
+    if not 0 <= shared <= 1 or not 2 <= known_to <= MAX_KNOWN_TO:
+        raise BadInput(
+            "--overlap",
+            value=overlap,
+            allowed=f"a share from 0 to 1, or SHARE:HOLDERS with 2 to {MAX_KNOWN_TO} holders, such as 0.2:3",
+        )
+    return shared, known_to if shared else 1
+
+
 def _person_values(values: NDArray[Any], codes: Rows, count: int) -> NDArray[Any]:
     """Return one value for each person: that of the person's last row."""
     one = np.empty(count, dtype=values.dtype)
     one[codes] = values
     return one
-
-
-def _by_quantity(count: int, holders: int, rng: np.random.Generator) -> Rows:
-    weight = np.arange(1, holders + 1, dtype=np.float64) ** -_QUANTITY_EXPONENT
-    ends = np.rint(np.cumsum(weight / weight.sum()) * (count - holders)).astype(np.int64)
-    sizes = np.diff(ends, prepend=0) + 1
-    return rng.permutation(np.repeat(np.arange(holders), sizes))
-
-
-def _by_label(labels: NDArray[np.float64], holders: int, rng: np.random.Generator) -> Rows:
-    owner = np.empty(len(labels), dtype=np.int64)
-    for value in np.unique(labels):
-        share = rng.dirichlet(np.full(holders, _LABEL_CONCENTRATION))
-        members = rng.permutation(np.flatnonzero(labels == value))
-        ends = np.rint(np.cumsum(share) * len(members)).astype(np.int64)
-        owner[members] = np.repeat(np.arange(holders), np.diff(ends, prepend=0))
-    # A holder the draw left out gets one person of the largest holder.
-    for empty in np.setdiff1d(np.arange(holders), owner):
-        owner[np.flatnonzero(owner == np.bincount(owner, minlength=holders).argmax())[0]] = empty
-    return owner
-
-
-def _by_column(values: NDArray[Any], holders: int) -> Rows:
-    """Give each value to the holder that has the fewest persons so far, largest values first."""
-    texts = np.array([str(value) for value in values])
-    kinds, code, sizes = np.unique(texts, return_inverse=True, return_counts=True)
-    if len(kinds) < holders:
-        raise BadInput("--holders", value=holders, allowed=f"at most {len(kinds)}, the values of the column")
-    load, of_kind = np.zeros(holders), np.zeros(len(kinds), dtype=np.int64)
-    for kind in np.argsort(-sizes, kind="stable"):
-        of_kind[kind] = load.argmin()
-        load[of_kind[kind]] += sizes[kind]
-    return of_kind[code]

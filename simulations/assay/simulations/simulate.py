@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from assay.client.records import Records, load_records
-from assay.client.sources import DataSource, Source, open_source
+from assay.client.sources import DataSource, open_source
+from assay.models.encoding import Grid
 from assay.models.schema import Study
 from assay.models.study import parse_study, read_study
 from assay.privacy.errors import BadInput
@@ -21,7 +21,8 @@ from assay.server.publish import publish
 from assay.simulations.comparison import evaluate, records_at, scorecard_of, train_baselines
 from assay.simulations.engine import federate, with_epsilon, with_model
 from assay.simulations.findings import HolderLine, Trust
-from assay.simulations.partition import MAX_HOLDERS, NAMED, hold_out, split
+from assay.simulations.holding import hold_all
+from assay.simulations.partition import Partition, hold_out, split
 from assay.simulations.summary import summarise
 
 __all__ = ["Simulation", "require_new", "source_of"]
@@ -81,12 +82,11 @@ class Simulation:
             BadInput: study, data, partition or an epsilon is not what it must be; nothing is written.
             Refused: the study's trust needs more holders (code ``"holders"``); nothing is read or written.
         """
-        if not 1 <= self.holders <= MAX_HOLDERS:
-            raise BadInput("--holders", value=self.holders, allowed=f"1 to {MAX_HOLDERS}")
         text = read_study(self.study).text
         texts = [with_epsilon(text, e) for e in self.epsilons] or [text]
         for each in texts:
             checked = parse_study(each, where=str(self.study))
+            Partition.parse(self.partition).require(checked, self.holders)
             checked.require_holders(self.holders)
         require_new(self.out)
         step("reading records")
@@ -98,7 +98,7 @@ class Simulation:
     def _records(self, study: Study) -> tuple[dict[str, Records], Records]:
         with open_source(source_of(self.data)) as source:
             records = load_records(source, study)
-            column = self._partition_column(source)
+            column = Partition.parse(self.partition).read(source, records.rows)
         train = np.arange(records.rows)
         if self.test is not None:
             with open_source(source_of(self.test)) as source:
@@ -109,6 +109,7 @@ class Simulation:
             )
             test = records_at(records, held)
         _require_both_outcomes(test)
+        grid = Grid.of(study)
         kept = records_at(records, train)
         parts = split(
             self.partition,
@@ -116,22 +117,12 @@ class Simulation:
             labels=kept.labels,
             persons=kept.persons,
             column=None if column is None else column[train],
+            components=grid.components_of(grid.pattern_of(kept.columns)),
             seed=self.seed,
         )
         width = len(str(self.holders))
-        named = {f"holder-{i:0{width}d}": records_at(kept, rows) for i, rows in enumerate(parts, start=1)}
-        return named, test
-
-    def _partition_column(self, source: Source) -> NDArray[Any] | None:
-        if self.partition in NAMED:
-            return None
-        if self.partition not in source.columns:
-            raise BadInput(
-                "--partition",
-                value=self.partition,
-                allowed=f"{', '.join(NAMED)} or a column of {self.data.name}: {', '.join(source.columns)}",
-            )
-        return source.read({self.partition: "text"})[self.partition]
+        held = hold_all(kept, parts, grid)
+        return {f"holder-{i:0{width}d}": own for i, own in enumerate(held, start=1)}, test
 
     def _one(self, text: str, holders: dict[str, Records], test: Records, step: Step) -> dict[str, Any]:
         study = parse_study(text)
