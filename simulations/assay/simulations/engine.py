@@ -39,6 +39,7 @@ from assay.privacy.names import federation_id
 from assay.server.courier import Courier
 from assay.server.records import Collected, Session
 from assay.server.rounds import Progress, Run, Trained
+from assay.server.sums import Question, Summed, Sums
 from assay.simulations.crowd import Crowd
 from assay.simulations.grid import LocalGrid
 
@@ -131,6 +132,7 @@ def federate(
     engine: str = "full",
     report: Callable[[Progress], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
+    watch: Callable[[Question, Summed], None] | None = None,
 ) -> Federated:
     """Train a study over simulated holders.
 
@@ -140,6 +142,7 @@ def federate(
         engine: ``"full"`` or ``"fast"``, see above.
         report: called with each step of the run.
         log: where the holders' log lines go; the fast engine has none.
+        watch: called with every question and the sum that answers it: what the coordinator sees.
 
     Returns:
         What a live run with these holders gives; noise included, so two calls differ.
@@ -154,6 +157,8 @@ def federate(
     policy = _policy_for(study)
     opened = _crowd if engine == "fast" else _simulated
     with opened(study, holders, policy, report=report, log=log) as (run, ledgers, identity):
+        if watch is not None:
+            run._sums = _Watched(run._sums, watch)
         trained = run.train(sorted(holders))
         run.close("done")
         each = {ledger: ledger.summary(policy.limits).spent_epsilon for ledger in set(ledgers.values())}
@@ -274,6 +279,21 @@ def _policy_for(study: Study) -> Policy:
         epsilon_if_aggregation_fails=None,
         models=(study.training.model,),
     )
+
+
+class _Watched:
+    """Collects sums as another does, and shows each to somebody."""
+
+    def __init__(self, sums: Sums, watch: Callable[[Question, Summed], None]) -> None:
+        self._sums, self._watch = sums, watch
+
+    def noises(self, holders: int) -> float:
+        return self._sums.noises(holders)
+
+    def collect(self, question: Question, active: tuple[str, ...]) -> Summed:
+        summed = self._sums.collect(question, active)
+        self._watch(question, summed)
+        return summed
 
 
 class _Forgetful:
