@@ -29,6 +29,7 @@ __all__ = [
     "Baselines",
     "Evaluation",
     "evaluate",
+    "network_metrics",
     "people_lines",
     "records_at",
     "scorecard_of",
@@ -56,7 +57,7 @@ class Baselines:
     """What the federated model is compared with.
 
     Attributes:
-        local: each holder's own model, by name.
+        local: each holder's own model, by name; of those that were trained alone.
         pooled: the model of one holder that has everything.
         unprotected: the same model without privacy.
         neural: metrics of a network trained together at the same epsilon; None where the study asks for none.
@@ -70,7 +71,9 @@ class Baselines:
     def compared_with(self, federated: Evaluation) -> Comparison:
         """Return the three side by side."""
         aurocs = [own.metrics.auroc for own in self.local.values()]
-        spread = LocalSpread(mean=float(np.mean(aurocs)), low=min(aurocs), high=max(aurocs))
+        spread = None
+        if aurocs:
+            spread = LocalSpread(mean=float(np.mean(aurocs)), low=min(aurocs), high=max(aurocs))
         return Comparison(
             local=spread,
             federated=federated.metrics,
@@ -80,11 +83,15 @@ class Baselines:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the baselines as the JSON of ``assay simulate``; local-only is the mean over holders."""
+        """Return the baselines as the JSON of ``assay simulate``.
+
+        Local-only is the mean over the holders that were trained alone, None where none was.
+        """
         aurocs = {name: own.metrics.auroc for name, own in self.local.items()}
         return {
-            "local_only_auroc": float(np.mean(list(aurocs.values()))),
-            "local_only_best_auroc": max(aurocs.values()),
+            "local_only_auroc": float(np.mean(list(aurocs.values()))) if aurocs else None,
+            "local_only_best_auroc": max(aurocs.values(), default=None),
+            "local_only_holders": len(aurocs),
             "local_only_auroc_by_holder": aurocs,
             "pooled_auroc": self.pooled.metrics.auroc,
             "pooled": asdict(self.pooled.metrics),
@@ -147,7 +154,7 @@ def train_baselines(
     neural = None
     if parse_study(text).training.model == "neural":
         step("neural network, together")
-        neural = _network(text, holders, test)
+        neural = network_metrics(text, holders, test)
     text, local = with_model(with_trust(text, "local"), "additive"), {}
     for name, records in holders.items():
         step(f"local-only model of {name}")
@@ -166,7 +173,7 @@ def train_baselines(
     )
 
 
-def _network(text: str, holders: Mapping[str, Records], test: Records) -> Metrics:
+def network_metrics(text: str, holders: Mapping[str, Records], test: Records) -> Metrics:
     """Train the study's network over all holders, at the study's epsilon and trust, and measure it."""
     from assay.models.neural import NeuralLayout
 

@@ -45,7 +45,7 @@ def summarise(
         notes: where the records come from and what the numbers do not say.
     """
     signed = read_bundle(bundle)
-    best = max(baselines.local.values(), key=lambda own: own.metrics.auroc)
+    best = max(baselines.local.values(), key=lambda own: own.metrics.auroc, default=None)
     write_report(
         path,
         Report(
@@ -66,7 +66,7 @@ def summarise(
             score=federated.scores.score,
             scale=study.scale,
             pooled_probability=baselines.pooled.scores.probability,
-            local_probability=best.scores.probability,
+            local_probability=None if best is None else best.scores.probability,
             people=people_lines(federated, test),
             cut_off=study.scale.threshold,
             groups=group_lines(federated.card, baselines.unprotected.card, test),

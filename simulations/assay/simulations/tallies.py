@@ -11,7 +11,7 @@ from assay.models import metrics
 from assay.models.scorecard import BANDS, band_cuts
 from assay.simulations.findings import Report
 
-__all__ = ["BandRow", "CalibrationRow", "calibration_rows", "score_rows"]
+__all__ = ["BandRow", "CalibrationRow", "calibration_rows", "score_rows", "wilson"]
 
 _Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 _SCORE_ROWS = 12  # rows of the table by score, 50 points each on the default scale
@@ -40,12 +40,13 @@ def calibration_rows(report: Report) -> list[CalibrationRow]:
     """
     table = []
     for row in metrics.calibration(report.y_true, report.probability):
-        low, high = _wilson(row["observed"], row["rows"])
+        low, high = wilson(row["observed"], row["rows"])
         table.append(CalibrationRow(low=low, high=high, **row))
     return table
 
 
-def _wilson(rate: float, rows: int) -> tuple[float, float]:
+def wilson(rate: float, rows: int) -> tuple[float, float]:
+    """Return the 95 % interval of a rate that was observed in so many records; see above."""
     spread = _Z95**2 / rows
     middle = (rate + spread / 2) / (1 + spread)
     half = _Z95 * math.sqrt(rate * (1 - rate) / rows + spread / (4 * rows)) / (1 + spread)
