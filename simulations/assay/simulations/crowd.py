@@ -270,7 +270,9 @@ class Crowd:
 
     def ask(self, messages: Mapping[str, Message], *, timeout: float) -> dict[str, Message | NoAnswer]:
         """Answer offers and closes, as :meth:`assay.server.courier.Courier.ask` returns them."""
-        first = next(iter(messages.values()), None)
+        if not messages:
+            return {}
+        first = next(iter(messages.values()))
         if isinstance(first, Offer):
             return self._accept(first, sorted(messages))
         if isinstance(first, Close):
@@ -280,19 +282,24 @@ class Crowd:
 
     def _accept(self, offer: Offer, names: Sequence[str]) -> dict[str, Message | NoAnswer]:
         """Do what every holder does with an offer, in the same order."""
+        answers: dict[str, Message | NoAnswer] = {}
+        for name in names:
+            try:
+                require_persons(self._holders[name], self._policy)
+            except Refused as error:
+                answers[name] = Declined(run=offer.run, code=decline_code(error))
+        names = [name for name in names if name not in answers]
         try:
             admit(self._study, self._policy)
-            for name in names:
-                require_persons(self._holders[name], self._policy)
             training = CrowdTraining(self._study, [self._holders[name] for name in names])
             planned = RunCost.of(privacy_target(self._study)).total(rounds=1)
             self._books.ledger.reserve(
                 study=self._study.name, run=offer.run, planned=planned, limits=self._policy.limits
             )
         except (BadInput, Refused) as error:
-            return dict.fromkeys(names, Declined(run=offer.run, code=decline_code(error)))
+            return answers | dict.fromkeys(names, Declined(run=offer.run, code=decline_code(error)))
         self._run, self._training, heads = offer.run, training, self._books.heads()
-        return {
+        return answers | {
             name: Accepted(run=offer.run, pattern=int(pattern), heads=heads)
             for name, pattern in zip(names, training.patterns, strict=True)
         }
