@@ -1,12 +1,14 @@
 """Many holders on one machine, by the live system's own coordinator and holder code.
 
-Two engines give the same model:
+Three engines give the same model:
 
 ========  =============================================================================================
 "full"    every holder is a Flower ClientApp on an in-process grid, with its own keys, ledger and audit
           log; what a live run sends is sent
 "fast"    the holders' integers are added up without masks, thousands of holders at once; see
           :mod:`assay.simulations.crowd`
+"flower"  every holder is a node of Flower's own simulation engine, which spreads them over processes with
+          Ray; see :mod:`assay.simulations.flower`
 ========  =============================================================================================
 """
 
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +48,7 @@ from assay.simulations.grid import LocalGrid
 
 __all__ = ["ENGINES", "Federated", "challenge", "federate", "with_epsilon", "with_model", "with_trust"]
 
-ENGINES = ("fast", "full")
+ENGINES = ("fast", "full", "flower")
 
 _TIMEOUT_S = 3600.0  # in process, an answer is a function call: only a defect takes this long
 
@@ -139,7 +142,7 @@ def federate(
     Args:
         text: the study file.
         holders: each holder's records, by name.
-        engine: ``"full"`` or ``"fast"``, see above.
+        engine: one of :data:`ENGINES`, see above.
         report: called with each step of the run.
         log: where the holders' log lines go; the fast engine has none.
         watch: called with every question and the sum that answers it: what the coordinator sees.
@@ -155,7 +158,7 @@ def federate(
         raise BadInput("engine", value=engine, allowed=", ".join(ENGINES))
     study = parse_study(text)
     policy = _policy_for(study)
-    opened = _crowd if engine == "fast" else _simulated
+    opened = {"fast": _crowd, "full": _simulated, "flower": _flower}[engine]
     with opened(study, holders, policy, report=report, log=log) as (run, ledgers, identity):
         if watch is not None:
             run._sums = _Watched(run._sums, watch)
@@ -263,6 +266,40 @@ def _crowd(
             most_holders=MAX_CONTRIBUTORS,
         )
         yield run, dict.fromkeys(holders, ledger), coordinator
+
+
+@contextmanager
+def _flower(
+    study: Study,
+    holders: Mapping[str, Records],
+    policy: Policy,
+    *,
+    report: Callable[[Progress], None],
+    log: Callable[[str], None],
+) -> Iterator[tuple[Run, Any, Identity]]:
+    """Set up a coordinator in this process and holders on Flower's simulation engine."""
+    from assay.simulations.flower import FlowerHolders  # late: needs Ray, which is an extra
+
+    coordinator = Identity.generate()
+    with FlowerHolders(study, holders, policy, coordinator=coordinator, log=log) as nodes:
+        courier = Courier(
+            nodes.grid,
+            identity=coordinator,
+            federation=federation_id(coordinator.public),
+            roster=nodes.roster,
+            heads={},
+            keep=lambda _: None,
+        )
+        run = Run(
+            run=secrets.token_hex(16),
+            study_text=study.text,
+            courier=courier,
+            minimum_holders=len(holders),
+            timeout_s=_TIMEOUT_S,
+            store=_Forgetful(),
+            report=report,
+        )
+        yield run, nodes.ledgers, coordinator
 
 
 def _policy_for(study: Study) -> Policy:
