@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from assay.models import page as pages
+from assay.models.page import items, paragraph
 from assay.models.svg import safe
 
-__all__ = ["STYLE", "card", "figure", "page"]
+__all__ = ["STYLE", "card", "figure", "label_lines", "page"]
 
 STYLE = Path(__file__).with_name("report.css")
 
@@ -29,3 +30,19 @@ def figure(chart: str, caption: str, beside: str) -> str:
 def card(inner: str) -> str:
     """Return a box in a row of boxes."""
     return f'<article class="card">{inner}</article>'
+
+
+def label_lines(words: str) -> str:
+    """Set a privacy label: lines that begin with a dash are items of a list."""
+    parts: list[str] = []
+    pending: list[str] = []
+    for line in (*words.splitlines(), ""):
+        if line.lstrip().startswith("- "):
+            pending.append(line.lstrip()[2:])
+            continue
+        if pending:
+            parts.append(items(pending))
+            pending = []
+        if line.strip():
+            parts.append(paragraph(line.strip(), "reasons" if line.rstrip().endswith(":") else ""))
+    return "".join(parts)

@@ -19,7 +19,7 @@ from assay.privacy.files import write_durably
 from assay.simulations import figures
 from assay.simulations.findings import Comparison, HolderLine, LocalSpread, Metrics, PersonLine, Report, Trust
 from assay.simulations.groups import groups_section
-from assay.simulations.page import figure, page
+from assay.simulations.page import figure, label_lines, page
 from assay.simulations.people import people_section
 from assay.simulations.tallies import BandRow, calibration_rows, score_rows
 from assay.simulations.wording import GLOSSARY, SIMULATED, duration, moved, trusted
@@ -263,29 +263,13 @@ def _privacy(report: Report) -> str:
         figures.privacy_chart(report.holders),
         "Filled: what each holder's ledger says one person has spent. Upright mark: the holder's own cap, "
         f"beyond which it refuses to answer.{more}",
-        _label(report.label_words)
+        label_lines(report.label_words)
         + paragraph(
             "Not covered either: the numbers on this page. They are computed from records without noise, "
             "which is possible only because the run is simulated."
         )
         + disclosure("Data table", table("Privacy by holder" + _left_out(report), heads, rows)),
     )
-
-
-def _label(words: str) -> str:
-    """Set the label's lines: those that begin with a dash are items of a list."""
-    parts: list[str] = []
-    pending: list[str] = []
-    for line in (*words.splitlines(), ""):
-        if line.lstrip().startswith("- "):
-            pending.append(line.lstrip()[2:])
-            continue
-        if pending:
-            parts.append(items(pending))
-            pending = []
-        if line.strip():
-            parts.append(paragraph(line.strip(), "reasons" if line.rstrip().endswith(":") else ""))
-    return "".join(parts)
 
 
 def _reading(report: Report) -> str:
