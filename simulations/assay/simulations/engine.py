@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from numpy.typing import NDArray
 
 from assay.client.app import make_app
 from assay.client.books import Books
-from assay.client.holder import Holder
 from assay.client.policy import Policy
 from assay.client.records import Records
 from assay.models.schema import Study
@@ -44,7 +44,9 @@ from assay.server.records import Collected, Session
 from assay.server.rounds import Progress, Run, Trained
 from assay.server.sums import Question, Summed, Sums
 from assay.simulations.crowd import Crowd
-from assay.simulations.grid import LocalGrid
+from assay.simulations.faults import Faults
+from assay.simulations.injection import Injection
+from assay.simulations.sabotage import App
 
 __all__ = ["ENGINES", "Federated", "challenge", "federate", "with_epsilon", "with_model", "with_trust"]
 
@@ -62,12 +64,14 @@ class Federated:
         trained: the result, as at a live coordinator.
         identity: the simulated coordinator's signing key.
         spent: epsilon in each holder's ledger afterwards, by name.
+        faults: what was injected and what came of it (``docs/simulations.md``); None without faults.
     """
 
     study: Study
     trained: Trained
     identity: Identity
     spent: dict[str, float]
+    faults: dict[str, Any] | None = None
 
 
 def _within(section: str) -> str:
@@ -136,6 +140,7 @@ def federate(
     report: Callable[[Progress], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
     watch: Callable[[Question, Summed], None] | None = None,
+    faults: Faults | None = None,
 ) -> Federated:
     """Train a study over simulated holders.
 
@@ -146,27 +151,32 @@ def federate(
         report: called with each step of the run.
         log: where the holders' log lines go; the fast engine has none.
         watch: called with every question and the sum that answers it: what the coordinator sees.
+        faults: what goes wrong; None: nothing.
 
     Returns:
         What a live run with these holders gives; noise included, so two calls differ.
 
     Raises:
-        BadInput: there is no such engine.
+        BadInput: there is no such engine, or the faults do not go with it, the study or the holders.
         Refused: too few holders accept the study.
+        EndedByFaults: with faults, in place of whatever ended the run.
     """
     if engine not in ENGINES:
         raise BadInput("engine", value=engine, allowed=", ".join(ENGINES))
     study = parse_study(text)
-    policy = _policy_for(study)
-    opened = {"fast": _crowd, "full": _simulated, "flower": _flower}[engine]
-    with opened(study, holders, policy, report=report, log=log) as (run, ledgers, identity):
+    policy, injected = _policy_for(study), Injection(faults, study, holders, engine=engine)
+    opened = {"fast": _crowd, "full": partial(_simulated, injected=injected), "flower": _flower}[engine]
+    held, hears = injected.records(holders), injected.hears(report)
+    with injected.ending(), opened(study, held, policy, report=hears, log=log) as (run, ledgers, identity):
         if watch is not None:
             run._sums = _Watched(run._sums, watch)
         trained = run.train(sorted(holders))
         run.close("done")
         each = {ledger: ledger.summary(policy.limits).spent_epsilon for ledger in set(ledgers.values())}
         spent = {name: each[ledger] for name, ledger in ledgers.items()}
-    return Federated(study=study, trained=trained, identity=identity, spent=spent)
+    return Federated(
+        study=study, trained=trained, identity=identity, spent=spent, faults=injected.told(trained)
+    )
 
 
 def challenge(
@@ -178,7 +188,8 @@ def challenge(
         Its parameters, see :class:`assay.models.neural.NeuralLayout`.
     """
     study = parse_study(text)
-    with _simulated(study, holders, _policy_for(study), report=report) as (run, _, _):
+    injected = Injection(None, study, holders)
+    with _simulated(study, holders, _policy_for(study), report=report, injected=injected) as (run, _, _):
         theta = run.challenge(sorted(holders))
         run.close("done")
     return theta
@@ -191,36 +202,43 @@ def _simulated(
     policy: Policy,
     *,
     report: Callable[[Progress], None],
+    injected: Injection,
     log: Callable[[str], None] = lambda _: None,
-) -> Iterator[tuple[Run, dict[str, Ledger], Identity]]:
+) -> Iterator[tuple[Run, Mapping[str, Ledger], Identity]]:
     """Set up a coordinator and holders in this process, and everything they keep in memory."""
     coordinator = Identity.generate()
     federation = federation_id(coordinator.public)
-    ledgers: dict[str, Ledger] = {}
+    identities = {name: Identity.generate() for name in holders}
+    roster = {name: identity.public for name, identity in identities.items()}
     with tempfile.TemporaryDirectory(prefix="assay-simulation-") as scratch, ExitStack() as opened:
-        apps, roster = {}, {}
-        for name, records in holders.items():
-            identity = Identity.generate()
-            audit = opened.enter_context(AuditLog.open(None, identity))
-            ledgers[name] = opened.enter_context(Ledger.open(":memory:", identity, log_head=audit.head))
-            holder = Holder(
+
+        def start(name: str, ledger: Ledger, audit: AuditLog) -> App:
+            holder = injected.holder(
                 name=name,
-                identity=identity,
+                identity=identities[name],
                 federation=federation,
                 coordinator_key=coordinator.public,
-                policy=policy,
-                ledger=ledgers[name],
+                policy=injected.policy(policy, name, roster),
+                ledger=ledger,
                 audit=audit,
-                load=lambda _, records=records: records,  # type: ignore[misc]
+                load=lambda _: holders[name],
                 person=study.person,
                 directory=Path(scratch) / name,
             )
-            apps[name] = make_app(
-                holder, identity=identity, federation=federation, coordinator_key=coordinator.public, log=log
+            return make_app(
+                holder,
+                identity=identities[name],
+                federation=federation,
+                coordinator_key=coordinator.public,
+                log=log,
             )
-            roster[name] = identity.public
-        courier = Courier(
-            LocalGrid(apps),
+
+        apps = {
+            name: injected.app(name, start, identity=identity, directory=Path(scratch) / name, opened=opened)
+            for name, identity in identities.items()
+        }
+        courier = injected.courier(
+            injected.grid(apps),
             identity=coordinator,
             federation=federation,
             roster=roster,
@@ -231,12 +249,12 @@ def _simulated(
             run=secrets.token_hex(16),
             study_text=study.text,
             courier=courier,
-            minimum_holders=len(holders),
-            timeout_s=_TIMEOUT_S,
+            minimum_holders=injected.minimum_holders,
+            timeout_s=injected.timeout_s,
             store=_Forgetful(),
             report=report,
         )
-        yield run, ledgers, coordinator
+        yield run, injected.ledgers, coordinator
 
 
 @contextmanager
@@ -247,7 +265,7 @@ def _crowd(
     *,
     report: Callable[[Progress], None],
     log: Callable[[str], None],
-) -> Iterator[tuple[Run, dict[str, Ledger], Identity]]:
+) -> Iterator[tuple[Run, Mapping[str, Ledger], Identity]]:
     """Set up a coordinator and a crowd of holders; one ledger stands for every holder's."""
     coordinator = Identity.generate()
     with ExitStack() as opened:
