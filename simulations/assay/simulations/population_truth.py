@@ -26,7 +26,7 @@ __all__ = ["parameters_path", "parameters_text", "risk_of"]
 
 
 def parameters_path(data: Path) -> Path:
-    """Return where the parameters of a population lie: ``people-parameters.toml`` beside ``people.parquet``."""
+    """Return where a population's parameters lie: ``people-parameters.toml`` beside ``people.parquet``."""
     stem = data.name.removesuffix(".gz").removesuffix(data.suffix if data.suffix != ".gz" else ".csv")
     return data.with_name(f"{stem}-parameters.toml")
 

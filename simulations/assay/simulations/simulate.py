@@ -1,201 +1,181 @@
-"""``assay simulate``: one study with N holders in one process, at one or several epsilons."""
+"""``assay simulate``: what to simulate, checked before anything is read or written."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import itertools
+import math
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from assay.client.records import Records, load_records
-from assay.client.sources import DataSource, open_source
-from assay.models.encoding import Grid
 from assay.models.schema import Study
 from assay.models.study import parse_study, read_study
 from assay.privacy.errors import BadInput
-from assay.privacy.files import make_private_dir
-from assay.server.publish import publish
-from assay.simulations.comparison import evaluate, records_at, scorecard_of, train_baselines
-from assay.simulations.engine import federate, with_epsilon, with_model
-from assay.simulations.findings import HolderLine, Trust
-from assay.simulations.holding import hold_all
-from assay.simulations.partition import Partition, hold_out, split
-from assay.simulations.summary import summarise
+from assay.privacy.mechanism import MAX_CONTRIBUTORS
+from assay.simulations.canaries import MAX_CANARIES, MIN_CANARIES
+from assay.simulations.cell import Cell, How
+from assay.simulations.dataset import source_of
+from assay.simulations.engine import ENGINES, with_epsilon
+from assay.simulations.faults import Faults
+from assay.simulations.partition import MAX_HOLDERS, Partition
 
-__all__ = ["Simulation", "require_new", "source_of"]
+__all__ = ["MAX_CELLS", "Simulation", "require_new", "source_of"]
 
-_KIND_BY_SUFFIX = {".csv": "csv", ".gz": "csv", ".parquet": "parquet"}
-Step = Callable[[str], None]
-
-
-def source_of(path: Path) -> DataSource:
-    """Return the data source for a CSV or Parquet file.
-
-    Raises:
-        BadInput: the file's name ends otherwise.
-    """
-    kind = _KIND_BY_SUFFIX.get(path.suffix.lower())
-    if kind is None:
-        raise BadInput("data file", value=path.name, allowed="a name ending in .csv, .csv.gz or .parquet")
-    return DataSource(kind=kind, path=str(path.resolve()), directory=path.resolve().parent)
+MAX_CELLS = 10_000
+MAX_JOBS = 256
+_FAST = "fast"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """What to simulate.
+    """What to simulate: a cell for each number of holders, each epsilon and each seed.
 
     Attributes:
         study: path of the study file.
-        data: records to spread over the holders.
+        data: records to spread over the holders: ``.csv``, ``.csv.gz`` or ``.parquet``.
+        out: directory for everything that is written; new or empty unless ``resume``.
         test: held-out records, or None: a share of ``data``.
-        test_fraction: that share.
-        holders: number of holders.
-        partition: see :func:`assay.simulations.partition.split`.
-        epsilons: privacy targets to run, or empty: the study's own.
-        seed: decides hold-out and partition, never noise.
-        out: directory for bundles and reports; new or empty.
+        test_fraction: that share, above 0, below 1.
+        holders: numbers of holders, each once, 1..10,000.
+        partition: who holds whom, see :class:`assay.simulations.partition.Partition`.
+        skew: see there; None: its default.
+        overlap: see there; None: nobody is known to several holders.
+        epsilons: privacy targets, each once, positive; or empty: the study's own.
+        seed: the first seed, 0 or more; decides hold-out and layout, never noise.
+        seeds: how many seeds from there on, 1 or more.
+        engine: ``"fast"``, ``"full"`` or ``"flower"``, see :func:`assay.simulations.engine.federate`.
+        faults: what goes wrong, each ``KIND=VALUE``, see :data:`assay.simulations.faults.HELP`.
+        canaries: made-up persons for an attack on a second run of each cell; 0: none.
+        jobs: worker processes; None: as many as there are usable cores.
+        resume: go on with the sweep that is in ``out``.
     """
 
     study: Path
     data: Path
-    test: Path | None
-    test_fraction: float
-    holders: int
-    partition: str
-    epsilons: tuple[float, ...]
-    seed: int
     out: Path
+    test: Path | None = None
+    test_fraction: float = 0.2
+    holders: tuple[int, ...] = (3,)
+    partition: str = "iid"
+    skew: float | None = None
+    overlap: str | None = None
+    epsilons: tuple[float, ...] = ()
+    seed: int = 0
+    seeds: int = 1
+    engine: str = _FAST
+    faults: tuple[str, ...] = ()
+    canaries: int = 0
+    jobs: int | None = None
+    resume: bool = False
 
-    def run(self, step: Step) -> dict[str, Any]:
-        """Simulate and write bundles and reports.
-
-        Args:
-            step: called with words as the work goes on.
+    def check(self) -> Study:
+        """Refuse what cannot be simulated; nothing but the study file is read.
 
         Returns:
-            The JSON of ``assay simulate``.
+            The study, at its own epsilon.
 
         Raises:
-            BadInput: study, data, partition or an epsilon is not what it must be; nothing is written.
-            Refused: the study's trust needs more holders (code ``"holders"``); nothing is read or written.
+            BadInput: an option or the study is not what it must be.
+            Refused: the study's purpose is refused, or its trust needs more holders (code ``"holders"``).
         """
-        text = read_study(self.study).text
-        texts = [with_epsilon(text, e) for e in self.epsilons] or [text]
-        for each in texts:
-            checked = parse_study(each, where=str(self.study))
-            Partition.parse(self.partition).require(checked, self.holders)
-            checked.require_holders(self.holders)
-        require_new(self.out)
-        step("reading records")
-        holders, test = self._records(parse_study(text))
-        make_private_dir(self.out)
-        results = [self._one(each, holders, test, step) for each in texts]
-        return results[0] if len(results) == 1 else {"results": results}
+        self._check_numbers()
+        study = read_study(self.study)
+        plan = self.spread()
+        faults = Faults.parse(self.faults) if self.faults else None
+        for epsilon, holders in itertools.product(self.epsilons or (study.privacy.epsilon,), self.holders):
+            at = parse_study(self.text_at(study, epsilon), where=str(self.study))
+            plan.require(at, holders)
+            # Masks are made for fewer holders than the fast engine can add up without them.
+            at.require_holders(holders, most=MAX_CONTRIBUTORS if self.engine == _FAST else None)
+            if faults is not None:
+                faults.require(at, holder_names(holders), engine=self.engine)
+        return study
 
-    def _records(self, study: Study) -> tuple[dict[str, Records], Records]:
-        with open_source(source_of(self.data)) as source:
-            records = load_records(source, study)
-            column = Partition.parse(self.partition).read(source, records.rows)
-        train = np.arange(records.rows)
+    def cells(self, study: Study) -> tuple[Cell, ...]:
+        """Return the cells: seed by seed, so that a sweep that is stopped has whole tables of the first."""
+        epsilons = self.epsilons or (study.privacy.epsilon,)
+        seeds = range(self.seed, self.seed + self.seeds)
+        return tuple(
+            Cell(holders=holders, epsilon=epsilon, seed=seed)
+            for seed, holders, epsilon in itertools.product(seeds, self.holders, epsilons)
+        )
+
+    def text_at(self, study: Study, epsilon: float) -> str:
+        """Return the study's text at an epsilon."""
+        return with_epsilon(study.text, epsilon) if self.epsilons else study.text
+
+    def spread(self) -> Partition:
+        """Return who holds whom."""
+        return Partition.parse(self.partition, skew=self.skew, overlap=self.overlap)
+
+    def how(self, seed: int) -> How:
+        """Return what is the same in all cells of a seed."""
         if self.test is not None:
-            with open_source(source_of(self.test)) as source:
-                test = load_records(source, study)
+            tested_on = self.test.name
         else:
-            train, held = hold_out(
-                rows=records.rows, persons=records.persons, fraction=self.test_fraction, seed=self.seed
-            )
-            test = records_at(records, held)
-        _require_both_outcomes(test)
-        grid = Grid.of(study)
-        kept = records_at(records, train)
-        parts = split(
-            self.partition,
-            holders=self.holders,
-            labels=kept.labels,
-            persons=kept.persons,
-            column=None if column is None else column[train],
-            components=grid.components_of(grid.pattern_of(kept.columns)),
-            seed=self.seed,
+            tested_on = f"a random {self.test_fraction:.0%} of {self.data.name}"
+        return How(
+            engine=self.engine,
+            partition=self.partition,
+            partition_words=self.spread().words,
+            faults=Faults.parse(self.faults, seed=seed) if self.faults else None,
+            canaries=self.canaries,
+            tested_on=tested_on,
         )
-        width = len(str(self.holders))
-        held = hold_all(kept, parts, grid)
-        return {f"holder-{i:0{width}d}": own for i, own in enumerate(held, start=1)}, test
 
-    def _one(self, text: str, holders: dict[str, Records], test: Records, step: Step) -> dict[str, Any]:
-        study = parse_study(text)
-        epsilon = study.privacy.epsilon
-        start = time.monotonic()
-        done = federate(
-            with_model(text, "additive"),
-            holders,
-            report=lambda p: step(f"epsilon {epsilon:g}: federated, round {p.round}/{p.rounds}"),
-        )
-        seconds = time.monotonic() - start
-        federated = evaluate(scorecard_of(done), test)
-        baselines = train_baselines(
-            text, holders, test, step=lambda what: step(f"epsilon {epsilon:g}: {what}")
-        )
-        stem = f"{study.name}-epsilon-{epsilon:g}" if self.epsilons else study.name
-        bundle, report = self.out / f"{stem}.bundle", self.out / f"{stem}.html"
-        label = publish(
-            bundle,
-            study=done.study,
-            trained=done.trained,
-            identity=done.identity,
-            created=time.time(),
-            metrics=asdict(federated.metrics),
-        )
-        lines = tuple(
-            HolderLine(
-                name=name,
-                rows=holders[name].rows,
-                epsilon_spent=done.spent[name],
-                epsilon_limit=epsilon,
-                local_auroc=baselines.local[name].metrics.auroc,
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as :meth:`from_json` reads them; paths become absolute."""
+        paths = {name: str(Path(path).absolute()) for name, path in asdict(self).items() if _is_path(path)}
+        return {**asdict(self), **paths}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Simulation:
+        """Read what :meth:`to_json` returned."""
+        known = {each.name: value[each.name] for each in fields(cls)}
+        for name in ("study", "data", "out", "test"):
+            known[name] = None if known[name] is None else Path(known[name])
+        lists = {name: tuple(known[name]) for name in ("holders", "epsilons", "faults")}
+        return cls(**{**known, **lists})
+
+    def _check_numbers(self) -> None:
+        if not self.holders:
+            raise BadInput("--holders", allowed="at least one number", remedy="Write for example 3,10,100")
+        for holders in self.holders:
+            if not 1 <= holders <= MAX_HOLDERS:
+                raise BadInput(
+                    "--holders", value=holders, allowed=f"1 to {MAX_HOLDERS}", remedy="Correct the number"
+                )
+        for epsilon in self.epsilons:
+            if not 0 < epsilon < math.inf:
+                raise BadInput(
+                    "--epsilon",
+                    value=epsilon,
+                    allowed="a positive finite number",
+                    remedy="Smaller is more private; 1 is a common choice",
+                )
+        _each_once("--holders", self.holders)
+        _each_once("--epsilon", tuple(float(f"{epsilon:g}") for epsilon in self.epsilons))
+        _whole("--seeds", self.seeds, 1, MAX_CELLS)
+        _whole("--seed", self.seed, 0, 2**63 - self.seeds)
+        _whole("--jobs", 1 if self.jobs is None else self.jobs, 1, MAX_JOBS)
+        if self.canaries:
+            _whole("--canaries", self.canaries, MIN_CANARIES, MAX_CANARIES, "or 0 for no attack")
+        if self.engine not in ENGINES:
+            raise BadInput("--engine", value=self.engine, allowed=", ".join(ENGINES), remedy="Choose one")
+        cells = len(self.holders) * max(1, len(self.epsilons)) * self.seeds
+        if not cells <= MAX_CELLS:
+            raise BadInput(
+                "--holders, --epsilon and --seeds",
+                value=cells,
+                allowed=f"at most {MAX_CELLS} cells in one sweep",
+                remedy="Make several sweeps of it",
             )
-            for name in holders
-        )
-        summarise(
-            report,
-            title=f"Simulation of {study.name} with {len(holders)} holders",
-            study=study,
-            bundle=bundle,
-            holders=lines,
-            federated=federated,
-            baselines=baselines,
-            test=test,
-            rounds=done.trained.rounds,
-            seconds=seconds,
-            notes=(
-                f"{test.rows:,} held-out records: "
-                + (
-                    f"{self.test.name}."
-                    if self.test
-                    else f"a random {self.test_fraction:.0%} of {self.data.name}."
-                ),
-                f"Records are spread over the holders by: {self.partition}; seed {self.seed}.",
-                "The noise has no seed: a second run gives slightly different numbers.",
-            ),
-        )
-        return {
-            **asdict(federated.metrics),
-            "epsilon": epsilon,
-            "delta": study.privacy.delta,
-            **Trust.of(label).to_json(),
-            "rounds": done.trained.rounds,
-            "holders": len(holders),
-            "rows": sum(part.rows for part in holders.values()),
-            "test_rows": test.rows,
-            "seconds": seconds,
-            "held": label["held"],
-            "audit": {**done.trained.audit, "calibration_step": done.trained.platt.to_json()},
-            "bundle": str(bundle),
-            "report": str(report),
-            "baselines": baselines.to_json(),
-        }
+
+
+def holder_names(holders: int) -> list[str]:
+    """Return the names of simulated holders, in order."""
+    width = len(str(holders))
+    return [f"holder-{number:0{width}d}" for number in range(1, holders + 1)]
 
 
 def require_new(out: Path) -> None:
@@ -206,10 +186,18 @@ def require_new(out: Path) -> None:
         )
 
 
-def _require_both_outcomes(test: Records) -> None:
-    if test.labels.min() == test.labels.max():
+def _each_once(option: str, values: tuple[object, ...]) -> None:
+    if len(set(values)) < len(values):
         raise BadInput(
-            "held-out records",
-            allowed="both outcomes",
-            remedy="Give more data, another --test or --test-fraction",
+            option, value=list(values), allowed="each value once", remedy="Leave the second one out"
         )
+
+
+def _whole(option: str, value: int, low: int, high: int, other: str = "") -> None:
+    if not low <= value <= high:
+        allowed = f"a whole number from {low} to {high}{', ' if other else ''}{other}"
+        raise BadInput(option, value=value, allowed=allowed, remedy="Correct it or leave the option out")
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, Path)

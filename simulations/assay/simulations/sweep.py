@@ -1,0 +1,432 @@
+"""Many cells: planned, spread over the cores there are, written as they finish, and gone on with later.
+
+===============================  ========================================================================
+``OUT/sweep.json``               the settings, by which ``--resume`` knows the sweep
+``OUT/baselines/*.json``         models that several cells are compared with
+``OUT/cells/KEY.json``           a finished cell; its bundle and its own report beside it
+``OUT/cells/KEY.failed.json``    why a cell has no result; ``--resume`` tries it again
+``OUT/report.html`` and others   of all cells; written at the end from the cells alone
+===============================  ========================================================================
+
+Each file is written whole or not at all, and a cell's result last, so a sweep can be stopped anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from assay.models.schema import Study
+from assay.privacy.errors import AssayError, BadInput
+from assay.privacy.files import PRIVATE_FILE, make_private_dir, write_durably
+from assay.simulations.baselines import MOST_ALONE
+from assay.simulations.cell import Cell
+from assay.simulations.simulate import Simulation, require_new
+from assay.simulations.work import Files, Task, Work
+from assay.simulations.workers import Workers, usable_cores
+
+__all__ = ["Event", "Sweep"]
+
+FORMAT = 1
+_WORDS = {
+    "format": "version of Assay",
+    "study_digest": "study",
+    "data_sha256": "content of the data file",
+    "test_sha256": "content of the test file",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something to tell whoever waits.
+
+    Attributes:
+        words: what is being done, or was.
+        done: finished cells, those of an earlier part of the sweep included.
+        cells: all cells.
+        left_s: estimate of the seconds that are left; None where nothing is known yet.
+        finished: the cell that has just finished, else None.
+        major: whether it is worth a line of its own where lines stay.
+    """
+
+    words: str
+    done: int
+    cells: int
+    left_s: float | None = None
+    finished: dict[str, Any] | None = None
+    major: bool = False
+
+
+Tell = Callable[[Event], None]
+
+
+class CellFailed(AssayError):
+    """A cell that could not be trained, told by another process; ends a command like the error it was."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Sweep:
+    """All cells of a simulation; a single one is a sweep of one.
+
+    Args:
+        plan: what to simulate.
+    """
+
+    def __init__(self, plan: Simulation) -> None:
+        self.plan = plan
+
+    def run(self, tell: Tell = lambda _: None) -> dict[str, Any]:
+        """Simulate what is not there yet, and write everything.
+
+        Args:
+            tell: called as the work goes on, in this process.
+
+        Returns:
+            The JSON of ``assay simulate``: of one cell, or a list under ``results`` with ``report``, ``csv``,
+            ``pictures`` and ``failed``.
+
+        Raises:
+            BadInput: an option, the study or the data are not what they must be; nothing is written. Or
+                ``--resume`` on another sweep.
+            Refused: the study's purpose or its number of holders is refused; nothing is read or written.
+            OSError: the disk is full; finished cells are kept.
+            KeyboardInterrupt: likewise.
+        """
+        plan, study = self.plan, self.plan.check()
+        files, cells = Files.of(plan, study.name), plan.cells(study)
+        if not plan.resume:
+            require_new(plan.out)
+        tell(Event(words="reading records", done=0, cells=len(cells), major=True))
+        settings = _settings(plan, study)
+        if plan.resume:
+            _require_same(files, settings)
+        missing = [cell for cell in cells if not files.result(cell).exists()]
+        work = Work(plan)
+        for holders, seed in {(cell.holders, cell.seed): None for cell in missing}:
+            work.dataset.layout(holders, seed)
+        make_private_dir(plan.out)
+        with _alone_in(plan.out):
+            _prepare(files, settings)
+            progress = _Progress(cells, missing, work.dataset.rows if missing else 0, tell)
+            _Running(plan, files, progress, work).run(missing)
+        return _result(files, cells, study, progress.first_error)
+
+
+class _Progress:
+    """What is done and what is left; cells cost about as much as their rows and holders say."""
+
+    def __init__(self, cells: tuple[Cell, ...], missing: list[Cell], rows: int, tell: Tell) -> None:
+        self._cells, self._done, self._tell = len(cells), len(cells) - len(missing), tell
+        self._cost = {cell: _cost(cell, rows) for cell in missing}
+        self._started: dict[Cell, float] = {}
+        self._spent_s, self._spent_cost = 0.0, 0.0
+        self.first_error: AssayError | None = None
+        self.jobs = 1
+
+    def step(self, task: Task, words: str) -> None:
+        """Tell what is being done for a task."""
+        before = f"{_cell_of(task).words}: " if task["kind"] == "cell" and self._cells > 1 else ""
+        self._say(before + words, major=task["kind"] != "cell")
+
+    def started(self, cell: Cell) -> None:
+        """A cell has begun."""
+        self._started[cell] = time.monotonic()
+
+    def finished(self, cell: Cell, result: dict[str, Any]) -> None:
+        """A cell has its result."""
+        self._ended(cell)
+        self._done += 1
+        words = f"{cell.words}: AUROC {result['auroc']:.4f} ({result['seconds']:.1f} s of training)"
+        self._say(words, finished=result, major=True)
+
+    def failed(self, cell: Cell, error: AssayError) -> None:
+        """A cell has no result."""
+        self._ended(cell)
+        self.first_error = self.first_error or error
+        self._say(f"{cell.words}: failed: {error}", major=True)
+
+    def _say(self, words: str, *, finished: dict[str, Any] | None = None, major: bool = False) -> None:
+        left = self._left()
+        self._tell(
+            Event(
+                words=words, done=self._done, cells=self._cells, left_s=left, finished=finished, major=major
+            )
+        )
+
+    def _ended(self, cell: Cell) -> None:
+        self._spent_s += time.monotonic() - self._started.pop(cell)
+        self._spent_cost += self._cost.pop(cell)
+
+    def _left(self) -> float | None:
+        if not self._spent_cost > 0:
+            return None
+        rate, now = self._spent_s / self._spent_cost, time.monotonic()
+        ahead = sum(self._cost.values()) * rate
+        behind = sum(min(now - began, self._cost[cell] * rate) for cell, began in self._started.items())
+        return max(0.0, ahead - behind) / self.jobs
+
+
+class _Running:
+    """Does the tasks of the missing cells, here or in other processes."""
+
+    def __init__(self, plan: Simulation, files: Files, progress: _Progress, work: Work) -> None:
+        self._plan, self._files, self._progress, self._work = plan, files, progress, work
+
+    def run(self, missing: list[Cell]) -> None:
+        """Do everything that is missing."""
+        tasks = [task for task in _baselines(missing) if not self._files.card(task).exists()]
+        tasks += [{"kind": "cell", **asdict(cell)} for cell in missing]
+        # Ray wants the main process, and has processes of its own.
+        jobs = 1 if self._plan.engine == "flower" else self._plan.jobs or usable_cores()
+        jobs = min(jobs, len(missing))
+        if jobs <= 1:
+            for task in tasks:
+                self._here(task)
+            return
+        self._progress.jobs = jobs
+        with Workers(jobs, self._plan.to_json()) as workers:
+            self._spread(workers, tasks)
+
+    def _here(self, task: Task) -> None:
+        def step(words: str) -> None:
+            self._progress.step(task, words)
+
+        if task["kind"] != "cell":
+            self._work.do(task, step)
+            return
+        cell = _cell_of(task)
+        self._progress.started(cell)
+        try:
+            self._work.do(task, step)
+        except AssayError as error:
+            self._progress.failed(cell, error)
+        else:
+            self._progress.finished(cell, _read(self._files, cell))
+
+    def _spread(self, workers: Workers, tasks: list[Task]) -> None:
+        waiting, given = list(tasks), dict[int, Task]()
+        while waiting or given:
+            for number in workers.idle:
+                task = next((each for each in waiting if self._ready(each)), None)
+                if task is None:
+                    break
+                waiting.remove(task)
+                given[number] = task
+                if task["kind"] == "cell":
+                    self._progress.started(_cell_of(task))
+                workers.give(number, task)
+            for number, message in workers.said():
+                if "step" in message:
+                    self._progress.step(given[number], message["step"])
+                else:
+                    self._ended(given.pop(number), message)
+
+    def _ready(self, task: Task) -> bool:
+        """Whether the baselines of a cell are there."""
+        if task["kind"] != "cell":
+            return True
+        return all(self._files.card(need).exists() for need in _baselines([_cell_of(task)]))
+
+    def _ended(self, task: Task, message: dict[str, Any]) -> None:
+        if "disk" in message:
+            raise OSError(*message["disk"])
+        if "defect" in message:
+            raise RuntimeError(f"a worker process failed:\n{message['defect']}")
+        failure = CellFailed(message["failed"], message["exit_code"]) if "failed" in message else None
+        if task["kind"] != "cell":
+            if failure is not None:
+                raise failure
+            return
+        cell = _cell_of(task)
+        if failure is not None:
+            self._progress.failed(cell, failure)
+        else:
+            self._progress.finished(cell, _read(self._files, cell))
+
+
+def _cost(cell: Cell, rows: int) -> float:
+    """What a cell costs, in rows: all of them together, a share of them once more alone, and each holder."""
+    return rows * (1 + min(1.0, MOST_ALONE / cell.holders)) + 100 * cell.holders + 10_000
+
+
+def _baselines(cells: list[Cell]) -> list[Task]:
+    """Return the baselines that cells need, each once."""
+    seeds = {cell.seed: None for cell in cells}
+    pairs = {(cell.seed, cell.epsilon): None for cell in cells}
+    tasks: list[Task] = [{"kind": "unprotected", "seed": seed} for seed in seeds]
+    return tasks + [{"kind": "pooled", "seed": seed, "epsilon": epsilon} for seed, epsilon in pairs]
+
+
+def _cell_of(task: Task) -> Cell:
+    return Cell(holders=task["holders"], epsilon=task["epsilon"], seed=task["seed"])
+
+
+def _settings(plan: Simulation, study: Study) -> dict[str, Any]:
+    """Return what makes a sweep this one."""
+    return {
+        "format": FORMAT,
+        "study": study.name,
+        "study_digest": study.digest,
+        "data": plan.data.name,
+        "data_sha256": _digest(plan.data),
+        "test": None if plan.test is None else plan.test.name,
+        "test_sha256": None if plan.test is None else _digest(plan.test),
+        "test_fraction": None if plan.test is not None else plan.test_fraction,
+        "holders": sorted(plan.holders),
+        "epsilon": sorted(plan.epsilons or (study.privacy.epsilon,)),
+        "seed": plan.seed,
+        "seeds": plan.seeds,
+        "partition": plan.partition,
+        "skew": plan.skew,
+        "overlap": plan.overlap,
+        "engine": plan.engine,
+        "fault": list(plan.faults),
+        "canaries": plan.canaries,
+    }
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadInput(
+            "file",
+            where=path,
+            allowed=f"an existing file that can be read ({error.strerror})",
+            remedy="Correct the path",
+        ) from None
+
+
+def _require_same(files: Files, settings: dict[str, Any]) -> None:
+    """Refuse to go on with another sweep, or with none.
+
+    Raises:
+        BadInput: says what differs.
+    """
+    try:
+        there = json.loads(files.settings.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(
+            "--resume",
+            value=str(files.out),
+            allowed="a directory with a sweep in it (there is no sweep.json)",
+            remedy="Leave out --resume to begin one",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            "--resume",
+            where=files.settings,
+            allowed=f"what a sweep wrote ({error})",
+            remedy="Begin a new one",
+        ) from None
+    other = [key for key in settings if not isinstance(there, dict) or there.get(key) != settings[key]]
+    # The content of a file says more than its name.
+    other = [key for key in other if f"{key}_sha256" not in other and f"{key}_digest" not in other]
+    if other:
+        differs = "; ".join(_difference(there, settings, key) for key in other)
+        raise BadInput(
+            "--resume",
+            value=str(files.out),
+            allowed=f"the sweep that is in it; this one has another {differs}",
+            remedy="Give the same options as before, or another --out",
+        )
+
+
+def _difference(there: object, settings: dict[str, Any], key: str) -> str:
+    if key in _WORDS or not isinstance(there, dict):
+        return _WORDS.get(key, key)
+    return f"{key} ({json.dumps(settings[key])} and not {json.dumps(there.get(key))})"
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold a directory for one sweep at a time; the system lets go of it when this process ends."""
+    directory = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadInput(
+                "--out",
+                value=str(out),
+                allowed="a directory that no other simulation works in",
+                remedy="Wait for it to end",
+            ) from None
+        yield
+    finally:
+        os.close(directory)
+
+
+def _prepare(files: Files, settings: dict[str, Any]) -> None:
+    """Make the directories, and remove what a process that was killed left half written."""
+    for folder in (files.cells, files.baselines):
+        make_private_dir(folder)
+    for folder in (files.out, files.cells, files.baselines):
+        for left in folder.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+    if not files.settings.exists():
+        write_durably(files.settings, json.dumps(settings, indent=1).encode(), mode=PRIVATE_FILE)
+
+
+def _read(files: Files, cell: Cell) -> dict[str, Any]:
+    """Return a finished cell; its files are where the sweep is now.
+
+    Raises:
+        BadInput: it is not what a sweep writes.
+    """
+    path = files.result(cell)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if (found["holders"], found["epsilon"], found["seed"]) != (cell.holders, cell.epsilon, cell.seed):
+            raise ValueError("another cell")
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            "cell",
+            where=path,
+            allowed=f"what a sweep wrote ({error})",
+            remedy="Remove the file and run the same command with --resume",
+        ) from None
+    return {**found, "bundle": str(files.bundle(cell)), "report": str(files.report(cell))}
+
+
+def _result(
+    files: Files, cells: tuple[Cell, ...], study: Study, first_error: AssayError | None
+) -> dict[str, Any]:
+    """Put the results together and write the report of all of them.
+
+    Raises:
+        AssayError: there are none.
+    """
+    results = [_read(files, cell) for cell in sorted(cells) if files.result(cell).exists()]
+    if not results and first_error is not None:
+        raise first_error
+    if files.single:
+        return results[0]
+    from assay.simulations.sweep_report import write_sweep_report
+
+    written = write_sweep_report(files.out, results, title=f"Simulations of {study.name}")
+    failed = [
+        json.loads(files.failure(cell).read_text(encoding="utf-8"))
+        for cell in sorted(cells)
+        if files.failure(cell).exists()
+    ]
+    pictures = [path for path in written.values() if path.endswith(".png")]
+    return {
+        "results": results,
+        "failed": failed,
+        "report": written["html"],
+        "csv": written["csv"],
+        "pictures": pictures,
+    }
