@@ -214,6 +214,18 @@ class TestWhole:
         run.close("done")
         assert federation.open_runs() == dict.fromkeys(NAMES, ())
 
+    def test_a_holder_that_was_set_back_is_reported_when_a_finished_run_is_closed(self, federation):
+        cloned = NoAnswer(reason="an older copy", ledger=True)
+        federation.faults["south"] = lambda message, honest: (
+            cloned if isinstance(message, Close) else honest()
+        )
+        run = federation.run()
+        run.train(list(NAMES))
+        run.close("done")
+        (step,) = federation.steps("ledger")
+        assert (step.holders, step.round) == (("south",), LAST)
+        assert step.epsilon == pytest.approx(2.0, rel=1e-6)
+
 
 class TestTooFew:
     def test_too_few_accept_and_nothing_is_spent_and_everyone_is_closed(self, tmp_path):

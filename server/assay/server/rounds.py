@@ -23,7 +23,7 @@ from assay.models.label import mechanism_of, privacy_target
 from assay.models.scorecard import Scorecard
 from assay.models.study import parse_study
 from assay.models.tally import AuditTally, CalibrationTally
-from assay.privacy.accounting import RunCost, epsilon_of
+from assay.privacy.accounting import TALLIES, RunCost, epsilon_of
 from assay.privacy.cohort import MAX_HOLDERS
 from assay.privacy.errors import AssayError, Refused
 from assay.privacy.mechanism import IntegerMechanism
@@ -245,7 +245,8 @@ class Run:
         message = Close(run=self.run, outcome=outcome)
         messages = dict.fromkeys(self._state.accepted, message)
         answers = self._courier.ask(messages, timeout=min(self._timeout, CLOSE_S))
-        self._tell_of_ledgers(self._state.next_round, answers)
+        last = self._state.rounds + TALLIES  # after it there is no next round
+        self._tell_of_ledgers(min(self._state.next_round, last), answers)
 
     def _ask(self, number: int, messages: Mapping[str, Message]) -> Answers:
         if self._stopping():
