@@ -258,9 +258,9 @@ class TestPopulation:
                 for part in (1, 2)
             )
             for index, each in enumerate(card.grid.features):
-                own = then.feature(card.grid, index).counts
+                own = then.term(card.grid, index).counts
                 noisy = Histogram(counts=own + rng.normal(0, counts_std, len(own)), noise_std=counts_std)
-                found = stability(noisy, now.feature(card.grid, index), ordered=each.ordered)
+                found = stability(noisy, now.term(card.grid, index), ordered=each.ordered)
                 verdicts[found.verdict] += 1
             scores = Histogram(
                 counts=then.scores + rng.normal(0, scores_std, SCORE_BINS), noise_std=scores_std

@@ -6,7 +6,7 @@ Two results, for two places:
 exact        counted from the records without noise, for the holder's own terminal; nothing is spent
 to release   the same counts with exact discrete Gaussian noise of the holder's own, so that nobody need be
              trusted. Reserved and charged in the ledger before a record is read; one person changes the
-             vector by at most ``sqrt(features + 2)`` in Euclidean norm, and persons of several rows are cut
+             vector by at most ``sqrt(terms + 2)`` in Euclidean norm, and persons of several rows are cut
              to that (:class:`assay.models.tally.ClippedTally`)
 ===========  ==============================================================================================
 """
@@ -69,8 +69,8 @@ class PopulationTally:
 
     @property
     def sensitivity(self) -> float:
-        """Largest length of one row: weights of a feature sum to 1, pattern and score count 1 each."""
-        return math.sqrt(len(self.card.grid.features) + 2)
+        """Largest length of one row: weights of a term sum to 1, pattern and score count 1 each."""
+        return math.sqrt(len(self.card.grid.terms) + 2)
 
     def rows(
         self, theta: Vector, encoded: Encoded, labels: Vector, groups: Mapping[str, NDArray[np.int64]]
@@ -333,7 +333,7 @@ def _both(ours: Study, theirs: Study) -> Study:
             name = each.name if each.name not in taken else f"challenger_{len(features)}"
             taken.add(name)
             features.append(replace(each, name=name))
-    return replace(ours, features=tuple(features), fairness=Fairness())
+    return replace(ours, features=tuple(features), interactions=(), fairness=Fairness())
 
 
 def _as_text(feature: Feature) -> Feature:

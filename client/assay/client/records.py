@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.client.sources import Source
-from assay.models.schema import Feature, Study
+from assay.models.schema import Feature, Interaction, Study
 from assay.privacy.errors import BadData, BadInput
 
 __all__ = ["Records", "describe", "load_records"]
@@ -190,6 +190,7 @@ def describe(records: Records, study: Study) -> tuple[dict[str, Any], list[str]]
         "persons": records.persons_count,
         "bad_share": float(records.labels.mean()),
         "features": features,
+        "interactions": [_describe_pair(pair, records) for pair in study.interactions],
         "used_columns": [
             *records.columns,
             study.outcome.column,
@@ -218,6 +219,11 @@ def _describe_feature(feature: Feature, records: Records) -> dict[str, Any]:
         low, high = feature.domain
         outside = int(((values < low) | (values > high)).sum())
     return {**entry, "absent": False, "missing_share": float(missing.mean()), "outside_domain": outside}
+
+
+def _describe_pair(pair: Interaction, records: Records) -> dict[str, Any]:
+    absent = [name for name in pair.features if name in records.absent]
+    return {"name": pair.name, "features": list(pair.features), "absent": absent}
 
 
 def _leaves(study: Study) -> list[dict[str, Any]]:
@@ -278,6 +284,9 @@ def _lines(result: dict[str, Any], study: Study) -> list[str]:
             else f"{entry['missing_share']:.1%} missing, {entry['outside_domain']} outside"
         )
         lines.append(f"  {entry['name']} ({entry['column']}): {state}")
+    for pair in result["interactions"]:
+        gone = f": missing in every row, as {' and '.join(pair['absent'])} is" if pair["absent"] else ""
+        lines.append(f"  {' together with '.join(pair['features'])}{gone}")
     counts, gradients, *after = result["leaves"]
     rounds = gradients["rounds"] or "chosen by the coordinator from noisy numbers, at most 1000"
     lines += [

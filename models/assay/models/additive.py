@@ -216,7 +216,7 @@ class ClippedCounts:
     """How many persons lie in each cell and have each pattern: summed weights, clipped to ``l2_clip_norm``.
 
     Guarantee: as for :class:`AdditiveClippedSum`. A person of one row has norm at most
-    ``sqrt(features + 1)``, so with that bound only persons of several rows are scaled, and each person counts
+    ``sqrt(terms + 1)``, so with that bound only persons of several rows are scaled, and each person counts
     about once.
 
     Attributes:
@@ -324,10 +324,10 @@ def _check_encoded(encoded: Encoded, size: int, patterns: int) -> None:
         raise BadInput("cells", allowed=f"0 to {size - 1}, or -1 without weight")
     if not ((encoded.pattern >= 1) & (encoded.pattern <= patterns)).all():
         raise BadInput("patterns", allowed=f"1 to {patterns}")
-    # A feature that is absent takes up no cell: whatever came before it must still lie below what follows.
+    # A term that is absent takes up no cell: whatever came before it must still lie below what follows.
     last = np.maximum.accumulate(low + (upper > 0), axis=1)[:, :-1]
     if ((low[:, 1:] <= last) & (low[:, 1:] >= 0)).any():
-        raise BadInput("cells", allowed="each feature's own cells, in study order")
+        raise BadInput("cells", allowed="each term's own cells, in study order")
 
 
 def grouped(persons: ArrayLike | None, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -183,8 +183,8 @@ def _owners(statements: Sequence[Statement], card: Scorecard) -> dict[str, State
 def _opened(
     statements: Sequence[Statement], private: X25519PrivateKey, card: Scorecard
 ) -> tuple[NDArray[np.int32], list[dict[str, Any]]]:
-    """Decrypt: points int32 [F] of all of them together, and who stated what."""
-    points = np.zeros(len(card.grid.features), dtype=np.int32)
+    """Decrypt: points int32 [T] of all of them together, and who stated what."""
+    points = np.zeros(len(card.grid.terms), dtype=np.int32)
     told = []
     for statement in statements:
         opened = statement.open(private)
@@ -205,24 +205,24 @@ def _opened(
 def _take(
     statement: Statement, stated: tuple[int | None, ...], card: Scorecard, points: NDArray[np.int32]
 ) -> None:
-    """Put what one holder states into ``points``: all features of its components, within what cells give."""
-    features = card.grid.features
-    if len(stated) != len(features):
-        raise BadInput("points", where=statement.where, allowed=f"{len(features)}, one per feature")
-    for place, feature in enumerate(features):
+    """Put what one holder states into ``points``: all terms of its components, within what cells give."""
+    terms = card.grid.terms
+    if len(stated) != len(terms):
+        raise BadInput("points", where=statement.where, allowed=f"{len(terms)}, one per feature and pair")
+    for place, term in enumerate(terms):
         number = stated[place]
-        if (number is not None) != (feature.feature.component in statement.components):
+        if (number is not None) != (term.component in statement.components):
             raise BadInput(
-                f"points of {feature.name}",
+                f"points of {term.name}",
                 where=statement.where,
                 allowed="points of its components, and no others",
             )
         if number is None:
             continue
-        own = card.points[feature.offset : feature.offset + feature.cells]
+        own = card.points[term.offset : term.offset + term.cells]
         if not own.min() <= number <= own.max():
             raise BadInput(
-                f"points of {feature.name}",
+                f"points of {term.name}",
                 where=statement.where,
                 allowed="what a cell of the scorecard gives",
             )
@@ -234,15 +234,16 @@ def _result(card: Scorecard, scores: Scores, by: Mapping[str, Statement]) -> dic
     grid, points = card.grid, [int(number) for number in scores.points[0]]
     features = [
         {
-            "name": feature.name,
-            "label": feature.feature.label,
-            "description": feature.feature.description,
-            "component": feature.feature.component,
-            "holder": by[feature.feature.component].holder if feature.feature.component in by else None,
+            "name": term.name,
+            "label": term.label,
+            "description": term.description,
+            "component": term.component,
+            "pair": term.pair,
+            "holder": by[term.component].holder if term.component in by else None,
             "points": points[place],
             "average_points": round(float(card.means[place]), 1),
         }
-        for place, feature in enumerate(grid.features)
+        for place, term in enumerate(grid.terms)
     ]
     chosen = [int(place) for place in scores.reasons[0] if place != ABSENT]
     return {
@@ -260,19 +261,19 @@ def _result(card: Scorecard, scores: Scores, by: Mapping[str, Statement]) -> dic
 
 
 def _near(card: Scorecard, points: list[int], by: Mapping[str, Statement]) -> list[dict[str, Any]] | None:
-    """Features furthest below those who just pass the cut-off; None where the card has no such baseline."""
+    """Terms furthest below those who just pass the cut-off; None where the card has no such baseline."""
     if card.near is None:
         return None
-    there = [place for place, f in enumerate(card.grid.features) if f.feature.component in by]
+    there = [place for place, term in enumerate(card.grid.terms) if term.component in by]
     lost = {place: float(card.near[place]) - points[place] for place in there}
     worst = sorted(lost, key=lambda place: (-lost[place], place))[:REASONS]
     return [_reason(card, place, lost[place], NEAR) for place in worst]
 
 
 def _reason(card: Scorecard, place: int, lost: float, than: str = "average") -> dict[str, Any]:
-    feature, whole = card.grid.features[place], int(np.floor(lost + 0.5))
+    term, whole = card.grid.terms[place], int(np.floor(lost + 0.5))
     return {
-        "feature": feature.name,
-        "words": reason_words(feature.feature.label, -whole, than),
+        "feature": term.name,
+        "words": reason_words(term.label, -whole, than),
         "points_lost": whole,
     }

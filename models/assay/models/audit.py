@@ -81,7 +81,7 @@ class Rate:
 
 
 def near_means(tally: AuditTally, card: Scorecard, noisy: Vector, noise_std: float) -> Vector | None:
-    """Return the mean points of those at or slightly above the cut-off, float64 [F].
+    """Return the mean points of those at or slightly above the cut-off, float64 [T].
 
     None where they are too few to tell their average from noise.
     """

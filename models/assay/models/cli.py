@@ -47,6 +47,7 @@ def check(
         f"  pack        {checked.pack}",
         f"  predicts    {checked.outcome.meaning}",
         f"  features    {len(checked.features)}: {', '.join(feature.name for feature in checked.features)}",
+        *(f"  together    {pair['label']}: {pair['cells']} cells" for pair in result["interactions"]),
         f"  privacy     epsilon {checked.privacy.epsilon:g}, delta {checked.privacy.delta:g},"
         f" trust {checked.privacy.trust}"
         + (f", {checked.privacy.tolerated} tolerated" if checked.privacy.trust == "distributed" else ""),
@@ -295,6 +296,8 @@ def _every_seconds(words: str, seconds: float = 2.0) -> Callable[[int], None]:
 
 
 def _study_facts(study: Study) -> dict[str, Any]:
+    from assay.models.encoding import Grid
+
     notes = []
     try:
         study.require_trainable()
@@ -307,6 +310,10 @@ def _study_facts(study: Study) -> dict[str, Any]:
         "contexts": list(study.contexts),
         "pack": study.pack,
         "features": [feature.name for feature in study.features],
+        "interactions": [
+            {"name": pair.name, "features": pair.pair, "label": pair.label, "cells": pair.cells}
+            for pair in Grid.of(study).pairs
+        ],
         "model": study.training.model,
         "epsilon": study.privacy.epsilon,
         "delta": study.privacy.delta,

@@ -63,8 +63,8 @@ class Population:
     counts_noise_std: float = 0.0
     scores_noise_std: float = 0.0
 
-    def feature(self, grid: Grid, index: int) -> Histogram:
-        """Return the cells of one feature."""
+    def term(self, grid: Grid, index: int) -> Histogram:
+        """Return the cells of one feature or pair."""
         own = self.counts[grid.offsets[index] : grid.offsets[index + 1]]
         return Histogram(counts=own, noise_std=self.counts_noise_std)
 
@@ -194,7 +194,8 @@ def drift_of(bundle: Bundle, now: Population, columns: tuple[str, ...] | None = 
             as in a sum over holders.
 
     Returns:
-        A JSON object: ``score``, ``features``, ``skipped``, ``verdict`` (the worst of all), ``thresholds``.
+        A JSON object: ``score``, ``features`` and behind them the pairs of the study, ``skipped``,
+        ``verdict`` (the worst of all), ``thresholds``.
 
     Raises:
         BadInput: the bundle has no baseline.
@@ -203,14 +204,15 @@ def drift_of(bundle: Bundle, now: Population, columns: tuple[str, ...] | None = 
     features: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     there = grid.components if columns is None else grid.components_of(grid.pattern_of(columns))
-    for index, each in enumerate(grid.features):
-        facts = {"name": each.name, "label": each.feature.label, "component": each.feature.component}
-        if each.feature.component not in there:
+    for index, each in enumerate(grid.terms):
+        facts = {"name": each.name, "label": each.label, "component": each.component}
+        gone = [name for name in each.columns if columns is not None and name not in columns]
+        if each.component not in there:
             skipped.append({**facts, "why": "its component is not here"})
-        elif columns is not None and each.feature.column not in columns:
-            skipped.append({**facts, "why": f"there is no column {each.feature.column} that counts here"})
+        elif gone:
+            skipped.append({**facts, "why": f"there is no column {gone[0]} that counts here"})
         else:
-            found = stability(then.feature(grid, index), now.feature(grid, index), ordered=each.ordered)
+            found = stability(then.term(grid, index), now.term(grid, index), ordered=each.ordered)
             missing = {"then": _missing(then, grid, index), "now": _missing(now, grid, index)}
             features.append({**facts, "missing": missing, **found.to_json(each.labels)})
     bins = len(then.scores)
@@ -231,8 +233,8 @@ def drift_of(bundle: Bundle, now: Population, columns: tuple[str, ...] | None = 
 
 
 def _missing(population: Population, grid: Grid, index: int) -> float | None:
-    """Return the share of the "missing" cell, None where the feature is noise altogether."""
-    own = population.feature(grid, index)
+    """Return the share of the "missing" cell, None where the term is noise altogether."""
+    own = population.term(grid, index)
     return min(max(float(own.counts[-1]) / own.total, 0.0), 1.0) if own.known else None
 
 

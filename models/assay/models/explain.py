@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.models.encoding import ABSENT, Encoded, FeatureGrid
+from assay.models.encoding import ABSENT, Encoded, FeatureGrid, Term
 from assay.models.personal import NOT_KEPT, contact_lines
 from assay.models.scorecard import BANDS, REASONS, Scorecard, Scores
 from assay.models.whatif import MISSING, best_changes, changed_values, effects, value_words
@@ -61,12 +61,13 @@ def explain(
         asked: the person's own what-if, feature name -> value as text, all changed together.
 
     Returns:
-        A JSON object: ``features`` (name, label, description, component, value, points, average_points),
+        A JSON object: ``features`` and, behind them, pairs of features that have points together (name,
+        label, description, component, pair: None or the names of both, value, points, average_points),
         ``base_points``, ``capped``, ``score``, ``probability``, ``band``, ``missing_components``,
         ``reasons`` against the average of all (feature, words, points_lost), ``reasons_near_cut_off``
         against those who just pass ``cut_off`` (None where that baseline is not in the card; both methods:
         official commentary to 12 CFR 1002.9(b)(2), 5), ``what_if`` (per changeable feature the best
-        single change within the public range), ``what_if_values`` (what each of its values would give),
+        single change that is plausible), ``what_if_values`` (what each of its values would give),
         ``what_if_asked`` (None, or what the changes in ``asked`` would do) and ``contact`` (ask, contest).
 
     Raises:
@@ -95,8 +96,8 @@ def explain(
         "reasons": [_reason(scorecard, int(j), points[j]) for j in result.reasons[0] if j != ABSENT],
         "cut_off": scorecard.study.scale.threshold,
         "reasons_near_cut_off": _near_reasons(scorecard, points, low),
-        "what_if": best_changes(scorecard, low, points, base=base),
-        "what_if_values": effects(scorecard, low, points, base=base),
+        "what_if": best_changes(scorecard, columns, encoded, result),
+        "what_if_values": effects(scorecard, encoded),
         "what_if_asked": _asked(scorecard, columns, encoded, result, asked) if asked else None,
         "contact": {"ask": contact.ask, "contest": contact.contest},
     }
@@ -156,15 +157,16 @@ def _features(
 ) -> list[dict[str, Any]]:
     return [
         {
-            "name": feature.name,
-            "label": feature.feature.label,
-            "description": feature.feature.description,
-            "component": feature.feature.component,
-            "value": _value_of(feature, columns, there=bool(low[j] != ABSENT)),
+            "name": term.name,
+            "label": term.label,
+            "description": term.description,
+            "component": term.component,
+            "pair": term.pair,
+            "value": _value_of(term, columns, there=bool(low[j] != ABSENT)),
             "points": points[j],
             "average_points": round(float(scorecard.means[j]), 1),
         }
-        for j, feature in enumerate(scorecard.grid.features)
+        for j, term in enumerate(scorecard.grid.terms)
     ]
 
 
@@ -212,19 +214,23 @@ def _column(feature: FeatureGrid, value: object) -> NDArray[Any]:
     return np.array([np.nan if value is None else value], dtype=np.float64)
 
 
-def _value_of(feature: FeatureGrid, columns: Mapping[str, NDArray[Any]], *, there: bool) -> str:
+def _value_of(term: Term, columns: Mapping[str, NDArray[Any]], *, there: bool) -> str:
+    """Say the person's value; of a pair both values, or that it is missing because one of them is."""
     if not there:
         return UNKNOWN
-    values = columns.get(feature.feature.column)
-    return MISSING if values is None else value_words(feature, values[0])
+    if not isinstance(term, FeatureGrid):
+        both = [_value_of(each.feature, columns, there=True) for each in (term.first, term.second)]
+        return MISSING if MISSING in both else " and ".join(both)
+    values = columns.get(term.feature.column)
+    return MISSING if values is None else value_words(term, values[0])
 
 
 def _reason(scorecard: Scorecard, index: int, points: int) -> dict[str, Any]:
-    feature = scorecard.grid.features[index]
+    term = scorecard.grid.terms[index]
     lost = float(scorecard.means[index]) - points
     return {
-        "feature": feature.name,
-        "words": reason_words(feature.feature.label, -_rounded(lost)),
+        "feature": term.name,
+        "words": reason_words(term.label, -_rounded(lost)),
         "points_lost": _rounded(lost),
     }
 
@@ -232,19 +238,19 @@ def _reason(scorecard: Scorecard, index: int, points: int) -> dict[str, Any]:
 def _near_reasons(
     scorecard: Scorecard, points: list[int], low: NDArray[np.int32]
 ) -> list[dict[str, Any]] | None:
-    """Features furthest below those who just pass the cut-off; None where the card has no such baseline."""
+    """Terms furthest below those who just pass the cut-off; None where the card has no such baseline."""
     if scorecard.near is None:
         return None
     lost = {j: float(scorecard.near[j]) - points[j] for j in np.flatnonzero(low != ABSENT).tolist()}
     worst = sorted(lost, key=lambda j: (-lost[j], j))[:REASONS]
-    labels = [scorecard.grid.features[j].feature.label for j in worst]
+    terms = scorecard.grid.terms
     return [
         {
-            "feature": scorecard.grid.features[j].name,
-            "words": reason_words(label, -_rounded(lost[j]), NEAR),
+            "feature": terms[j].name,
+            "words": reason_words(terms[j].label, -_rounded(lost[j]), NEAR),
             "points_lost": _rounded(lost[j]),
         }
-        for j, label in zip(worst, labels, strict=True)
+        for j in worst
     ]
 
 

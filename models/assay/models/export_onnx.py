@@ -12,15 +12,16 @@ score is -2^63 and the probability NaN.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from assay.models.bundle import Bundle
-from assay.models.encoding import STEPS, FeatureGrid
+from assay.models.encoding import STEPS, FeatureGrid, PairGrid, Term
 from assay.models.export_terms import RULES, Source, terms_of
+from assay.models.pairgrid import Groups
 from assay.models.scorecard import MAX_POINTS
 from assay.privacy.errors import BadInput, Unavailable
 
@@ -78,6 +79,8 @@ class _Graph:
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
         self.constants: list[Any] = []
+        # Of features that are half of a pair: place and "is missing" of each row.
+        self.places: dict[str, tuple[str, str]] = {}
 
     def build(self) -> None:
         """Make inputs, nodes and outputs."""
@@ -90,9 +93,9 @@ class _Graph:
         for name, kind in zip(_OUTPUTS, (TensorProto.INT64, TensorProto.DOUBLE), strict=True):
             self.outputs.append(helper.make_tensor_value_info(name, kind, ["rows"]))
         base = int(self.card.bases[self.source.pattern - 1])
-        for feature in self.card.grid.features:
-            if self.source.knows(feature) and not self.source.has(feature):
-                base += int(self.card.points[feature.missing])
+        for term in self.card.grid.terms:
+            if self.source.knows(term) and not self._has(term):
+                base += int(self.card.points[term.missing])
         total, wrong = self.whole(base), None
         for kind, points_of in (("numeric", self._numeric), ("integer", self._integer)):
             group = [feature for feature in self.features if feature.feature.kind == kind]
@@ -103,7 +106,14 @@ class _Graph:
         for feature in self.features:
             if feature.feature.kind == "categorical":
                 total = self.node("Add", total, self._level(feature))
+        for pair in self.card.grid.pairs:
+            if self._has(pair):
+                total = self.node("Add", total, self._pair(pair))
         self._finish(total, wrong)
+
+    def _has(self, term: Term) -> bool:
+        """Are all columns of ``term`` there?"""
+        return set(term.columns) <= self.source.given
 
     def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         """Add a node and return the name of its output."""
@@ -165,6 +175,7 @@ class _Graph:
         position = self._clamped(position, self.real(0.0), self.real(last))
         scaled = self.node("Add", self.node("Mul", position, self.real(STEPS)), self.real(0.5))
         step = self.node("Cast", self.node("Floor", scaled), to=TensorProto.INT64)
+        self._keep_places(features, step, missing)
         cell = self.node("Min", self.node("Div", step, self.whole(STEPS)), self.whole(last - 1))
         upper = self.node("Sub", step, self.node("Mul", cell, self.whole(STEPS)))
         cell = self.node("Add", cell, self.whole([feature.offset for feature in features]))
@@ -199,6 +210,7 @@ class _Graph:
         fraction = self.node("Not", self.node("Equal", self.node("Floor", known), known))
         above = self.node("Sub", self._clamped(known, low, high), low)
         cell = self.node("Cast", above, to=TensorProto.INT64)
+        self._keep_places(features, cell, missing)
         cell = self.node("Add", cell, self.whole([feature.offset for feature in features]))
         absent = self.whole([feature.missing for feature in features])
         points = self.node("Gather", self.whole(self.card.points), self.node("Where", missing, absent, cell))
@@ -207,14 +219,51 @@ class _Graph:
     def _level(self, feature: FeatureGrid) -> str:
         points = {text: int(self.card.points[cell]) for text, cell in feature.texts.items()}
         points[""] = int(self.card.points[feature.missing])
+        return self._encoded(feature, points, int(self.card.points[feature.missing - 1]))
+
+    def _encoded(self, feature: FeatureGrid, values: Mapping[str, int], other: int) -> str:
+        """Return a whole number for each text, [rows]."""
         return self.node(
             "LabelEncoder",
             feature.name,
             domain="ai.onnx.ml",
-            keys_strings=list(points),
-            values_int64s=list(points.values()),
-            default_int64=int(self.card.points[feature.missing - 1]),
+            keys_strings=list(values),
+            values_int64s=list(values.values()),
+            default_int64=other,
         )
+
+    def _keep_places(self, features: Sequence[FeatureGrid], places: str, missing: str) -> None:
+        """Take apart again what pairs need of [rows, features]."""
+        paired = {name for pair in self.card.grid.pairs for name in pair.pair}
+        for at, feature in enumerate(features):
+            if feature.name in paired:
+                place, gone = (
+                    self.node("Gather", each, self.whole(at), axis=1) for each in (places, missing)
+                )
+                self.places[feature.name] = place, gone
+
+    def _pair(self, pair: PairGrid) -> str:
+        """Points [rows] of a pair whose columns are there."""
+        first, second = self._group(pair.first), self._group(pair.second)
+        points = np.full([len(each.labels) + 1 for each in (pair.first, pair.second)], pair.missing)
+        points[:-1, :-1] = np.arange(pair.offset, pair.missing).reshape(points.shape[0] - 1, -1)
+        cell = self.node("Add", self.node("Mul", first, self.whole(points.shape[1])), second)
+        return self.node("Gather", self.whole(self.card.points[points.ravel()]), cell)
+
+    def _group(self, groups: Groups) -> str:
+        """Group of each row, [rows]; behind the last one where the value is missing."""
+        from onnx import TensorProto
+
+        feature, missing = groups.feature, len(groups.labels)
+        if feature.feature.kind == "categorical":
+            texts = {text: groups.group(cell - feature.offset) for text, cell in feature.texts.items()}
+            return self._encoded(feature, {**texts, "": missing}, missing - 1)
+        place, gone = self.places[feature.name]
+        group = self.whole(0)
+        for border in groups.borders:
+            above = self.node("GreaterOrEqual", place, self.whole(border))
+            group = self.node("Add", group, self.node("Cast", above, to=TensorProto.INT64))
+        return self.node("Where", gone, self.whole(missing), group)
 
     def _ends(self, features: Sequence[FeatureGrid]) -> tuple[str, str]:
         domains = [feature.feature.domain or (0.0, 0.0) for feature in features]

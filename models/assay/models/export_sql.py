@@ -1,22 +1,24 @@
-"""The scorecard as one SQL query over a table: score, base, capped, points per feature and probability.
+"""The scorecard as one SQL query over a table: score, base, capped, points per feature and pair, probability.
 
 Runs on SQLite 3.35 with its mathematical functions, and on PostgreSQL 12, in a database in UTF-8. Each step
 is a materialised common table, or both would write its expressions out wherever the next step names them.
 
 NULL is missing, and so is an empty text, which SQLite's import leaves in number columns. A value that a
 record file could not have either (in a number column: infinity, NaN, text; in an integer one a fraction)
-makes the points of its feature, the score and the probability NULL: no query can refuse a row, but none gets
-a number it should not have.
+makes the points of its feature and its pairs, the score and the probability NULL: no query can refuse a row,
+but none gets a number it should not have.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from assay.models.bundle import Bundle
-from assay.models.encoding import STEPS, FeatureGrid
+from assay.models.encoding import STEPS, FeatureGrid, PairGrid
 from assay.models.export_terms import RULES, Source, terms_of
+from assay.models.pairgrid import Groups
 from assay.privacy.errors import BadInput
 
 __all__ = ["DIALECTS", "as_sql"]
@@ -82,7 +84,8 @@ def as_sql(bundle: Bundle, source: Source, *, table: str = "records", dialect: s
     """Return the query, its terms in comments before it.
 
     The result has the columns of the table that are named in ``source`` and are no features, then ``score``,
-    ``probability``, ``points_<feature>``, ``base_points`` and ``capped``.
+    ``probability``, ``points_<feature>`` and of pairs ``points_<feature>_x_<feature>``, ``base_points`` and
+    ``capped``.
 
     Args:
         bundle: what is exported.
@@ -99,7 +102,7 @@ def as_sql(bundle: Bundle, source: Source, *, table: str = "records", dialect: s
     if not all(table.split(".")) or not table.isprintable():
         raise BadInput("table", value=table, allowed="a name such as records or bank.records")
     made = {"score", "probability", "base_points", "capped"}
-    made |= {f"points_{feature.name}" for feature in source.grid.features}
+    made |= {f"points_{term.name}" for term in source.grid.terms}
     for name in source.others:
         if name in made:
             raise BadInput("columns", value=name, allowed="no name of a column that scoring writes")
@@ -113,6 +116,7 @@ class _Query:
         self.bundle, self.source, self.dialect, self.table = bundle, source, dialect, table
         self.card = bundle.scorecard
         self.features = list(enumerate(self.card.grid.features, start=1))
+        self.pairs = list(enumerate(self.card.grid.pairs, start=len(self.features) + 1))
 
     def text(self) -> str:
         numbered = [(i, feature) for i, feature in self.features if self.source.has(feature)]
@@ -126,8 +130,9 @@ class _Query:
             f"{self._step(feature, f'x_{i}')} AS q_{i}" for i, feature in numbered if feature.kind == "hat"
         ]
         pointed = [*keys, *(f"{self._points(feature, i)} AS p_{i}" for i, feature in self.features)]
+        pointed += [f"{self._pair_points(pair)} AS p_{i}" for i, pair in self.pairs]
         base = int(self.card.bases[self.source.pattern - 1])
-        points = [f"p_{i}" for i, _ in self.features]
+        points = [f"p_{i}" for i, _ in (*self.features, *self.pairs)]
         summed = [*keys, *points, f"{base} + {' + '.join(points)} AS total"]
         table = ".".join(map(_name, self.table.split(".")))
         steps = [
@@ -188,20 +193,54 @@ class _Query:
             return str(own[-1])
         x, missing = f"x_{i}", f"WHEN x_{i} IS NULL THEN {own[-1]}"
         if feature.feature.kind == "categorical":
-            cases = [
-                f"WHEN {_is(x, text)} THEN {own[cell - feature.offset]}"
-                for text, cell in feature.texts.items()
-                if not _WHOLE.fullmatch(text.removesuffix(".0")) or _WHOLE.fullmatch(text)
-            ]
-            return f"CASE {missing} {' '.join(cases)} ELSE {own[-2]} END"
+            points = {
+                cell - feature.offset: str(own[cell - feature.offset]) for cell in feature.texts.values()
+            }
+            return f"CASE {missing} {_levels(feature, x, points)} ELSE {own[-2]} END"
+        wrong = f"WHEN {self._wrong(feature, x)} THEN NULL"
         if feature.feature.kind == "integer":
             low = int((feature.feature.domain or (0, 0))[0])
-            wrong = f"ABS({x}) > {self._number(_EXACT)} OR {self.dialect.fraction.format(x)}"
             cases = [f"WHEN {x} <= {value} THEN {p}" for value, p in enumerate(own[:-2], start=low)]
-            return f"CASE {missing} WHEN {wrong} THEN NULL {' '.join(cases)} ELSE {own[-2]} END"
+            return f"CASE {missing} {wrong} {' '.join(cases)} ELSE {own[-2]} END"
         cases = [_between(f"q_{i}", k, own) for k in range(len(own) - 2)]
-        wrong = f"ABS({x}) > {self._number(_LARGEST)}"
-        return f"CASE {missing} WHEN {wrong} THEN NULL {' '.join(cases)} END"
+        return f"CASE {missing} {wrong} {' '.join(cases)} END"
+
+    def _wrong(self, feature: FeatureGrid, x: str) -> str:
+        """Is ``x``, which is a number, one that a record file could not have?"""
+        if feature.feature.kind == "integer":
+            return f"ABS({x}) > {self._number(_EXACT)} OR {self.dialect.fraction.format(x)}"
+        return f"ABS({x}) > {self._number(_LARGEST)}"
+
+    def _pair_points(self, pair: PairGrid) -> str:
+        if not self.source.knows(pair):
+            return "0"
+        own = [int(p) for p in self.card.points[pair.offset : pair.offset + pair.cells]]
+        both = (pair.first, pair.second)
+        if not all(self.source.has(each.feature) for each in both):
+            return str(own[-1])
+        numbers = [each for each in both if each.feature.feature.kind != "categorical"]
+        wrong = [f"WHEN {self._wrong(each.feature, f'x_{each.index + 1}')} THEN NULL" for each in numbers]
+        missing = " OR ".join(f"x_{each.index + 1} IS NULL" for each in both)
+        across = len(pair.second.labels)
+        rows = [
+            self._by_group(pair.second, [str(p) for p in own[start : start + across]])
+            for start in range(0, len(own) - 1, across)
+        ]
+        # What is wrong comes first: it is refused even where the other value is missing.
+        cases = [*wrong, f"WHEN {missing} THEN {own[-1]}"]
+        return f"CASE {' '.join(cases)} ELSE {self._by_group(pair.first, rows)} END"
+
+    def _by_group(self, groups: Groups, outcomes: list[str]) -> str:
+        """Choose one of ``outcomes`` by the group of a value that is there."""
+        feature, i = groups.feature, groups.index + 1
+        if feature.feature.kind == "categorical":
+            cases = _levels(feature, f"x_{i}", dict(enumerate(outcomes[:-1])))
+            return f"CASE {cases} ELSE {outcomes[-1]} END"
+        low = int((feature.feature.domain or (0, 0))[0])
+        place, first = (f"q_{i}", 0) if feature.kind == "hat" else (f"x_{i}", low)
+        ends = zip(groups.borders, outcomes, strict=False)
+        cases = " ".join(f"WHEN {place} < {first + border} THEN {outcome}" for border, outcome in ends)
+        return f"CASE {cases} ELSE {outcomes[-1]} END"
 
     def _result(self, keys: list[str], base: int) -> list[str]:
         scale = self.card.study.scale
@@ -213,7 +252,8 @@ class _Query:
         logistic = f"{one} / ({one} + EXP({self._clamp(odds, self._number(-limit), self._number(limit))}))"
         columns = [f"{key} AS {_name(column)}" for key, column in zip(keys, self.source.others, strict=True)]
         columns += [f"{score} AS score", f"CASE WHEN total IS NOT NULL THEN {logistic} END AS probability"]
-        columns += [f"p_{i} AS {_name(f'points_{feature.name}')}" for i, feature in self.features]
+        names = enumerate((term.name for term in self.card.grid.terms), start=1)
+        columns += [f"p_{i} AS {_name(f'points_{name}')}" for i, name in names]
         return [*columns, f"{base} AS base_points", f"{score} - total AS capped"]
 
 
@@ -222,6 +262,15 @@ def _between(q: str, k: int, own: list[int]) -> str:
     slope, last = own[k + 1] - own[k], len(own) - 3
     points = f"{own[k]} + (({slope} * ({q} - {k * STEPS}) + {STEPS // 2}) >> {STEPS.bit_length() - 1})"
     return f"ELSE {points}" if k == last else f"WHEN {q} < {(k + 1) * STEPS} THEN {points}"
+
+
+def _levels(feature: FeatureGrid, x: str, outcomes: Mapping[int, str]) -> str:
+    """Return a case per level; a whole number that another program wrote as 3.0 is the level 3."""
+    return " ".join(
+        f"WHEN {_is(x, text)} THEN {outcomes[cell - feature.offset]}"
+        for text, cell in feature.texts.items()
+        if not _WHOLE.fullmatch(text.removesuffix(".0")) or _WHOLE.fullmatch(text)
+    )
 
 
 def _is(x: str, text: str) -> str:

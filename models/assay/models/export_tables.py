@@ -8,8 +8,9 @@ import json
 from typing import Any
 
 from assay.models.bundle import Bundle
-from assay.models.encoding import FeatureGrid
+from assay.models.encoding import FeatureGrid, PairGrid, Term
 from assay.models.export_terms import RULES, terms_of
+from assay.models.pairgrid import Groups
 from assay.models.scorecard import BANDS, Scorecard, band_cuts
 
 __all__ = ["COLUMNS", "as_csv", "as_json"]
@@ -32,7 +33,7 @@ COLUMNS = (
 
 
 def as_json(bundle: Bundle) -> str:
-    """Return one JSON object: terms, rules in words, scale, bases, features with their points, bands."""
+    """Return one JSON object: terms, rules in words, scale, bases, features and pairs with points, bands."""
     card, scale = bundle.scorecard, bundle.study.scale
     value = {
         **terms_of(bundle),
@@ -46,7 +47,11 @@ def as_json(bundle: Bundle) -> str:
         ],
         "features": [
             _feature(card, feature, float(mean))
-            for feature, mean in zip(card.grid.features, card.means, strict=True)
+            for feature, mean in zip(card.grid.features, card.means, strict=False)
+        ],
+        "interactions": [
+            _interaction(card, pair, float(mean))
+            for pair, mean in zip(card.grid.pairs, card.means[len(card.grid.features) :], strict=True)
         ],
         "bands": _bands(card),
     }
@@ -58,7 +63,9 @@ def as_csv(bundle: Bundle) -> str:
 
     Rows by ``kind``: ``about`` (terms and rules; ``cell`` names the term, ``meaning`` is its text), ``scale``
     (``value``), ``base`` (``points`` of the components in ``component``), ``knot`` (``points`` at ``value``,
-    on to the next knot), ``integer``, ``level``, ``other`` and ``missing``.
+    on to the next knot), ``integer``, ``level``, ``other`` and ``missing``. Of a pair of features: ``group``
+    (group ``cell`` of the feature in ``value``: places from ``from`` to below ``to``), ``pair`` (``points``
+    of group ``from`` of the first feature and ``to`` of the second) and ``missing``.
     """
     card, scale = bundle.scorecard, bundle.study.scale
     about = {**terms_of(bundle), **{f"rule_{i}": rule for i, rule in enumerate(RULES, start=1)}}
@@ -73,6 +80,8 @@ def as_csv(bundle: Bundle) -> str:
     ]
     for feature in card.grid.features:
         rows += _rows(feature, _own(card, feature))
+    for pair in card.grid.pairs:
+        rows += _pair_rows(pair, _own(card, pair))
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -80,9 +89,9 @@ def as_csv(bundle: Bundle) -> str:
     return text.getvalue()
 
 
-def _own(card: Scorecard, feature: FeatureGrid) -> list[int]:
-    """Points of the feature's cells, the last one "missing"."""
-    return [int(points) for points in card.points[feature.offset : feature.offset + feature.cells]]
+def _own(card: Scorecard, term: Term) -> list[int]:
+    """Points of the term's cells, the last one "missing"."""
+    return [int(points) for points in card.points[term.offset : term.offset + term.cells]]
 
 
 def _feature(card: Scorecard, feature: FeatureGrid, mean: float) -> dict[str, Any]:
@@ -137,6 +146,52 @@ def _rows(feature: FeatureGrid, own: list[int]) -> list[dict[str, object]]:
         {**same, **place, "cell": cell, "points": points, "meaning": feature.labels[cell]}
         for cell, (place, points) in enumerate(zip(places, own, strict=True))
     ]
+
+
+def _interaction(card: Scorecard, pair: PairGrid, mean: float) -> dict[str, Any]:
+    own, across = _own(card, pair), len(pair.second.labels)
+    return {
+        "name": pair.name,
+        "label": pair.label,
+        "description": pair.description,
+        "component": pair.component,
+        "features": [each.feature.name for each in (pair.first, pair.second)],
+        "borders": [_borders(each) for each in (pair.first, pair.second)],
+        "groups": [list(each.labels) for each in (pair.first, pair.second)],
+        "points": [own[start : start + across] for start in range(0, len(own) - 1, across)],
+        "missing": own[-1],
+        "mean_points": mean,
+    }
+
+
+def _pair_rows(pair: PairGrid, own: list[int]) -> list[dict[str, object]]:
+    same = {"feature": pair.name, "label": pair.label, "component": pair.component}
+    rows: list[dict[str, object]] = []
+    for each in (pair.first, pair.second):
+        borders = _borders(each)
+        named = {**same, "kind": "group", "column": each.feature.feature.column, "value": each.feature.name}
+        rows += [
+            {**named, "cell": cell, "from": start, "to": end, "meaning": words}
+            for cell, (start, end, words) in enumerate(
+                zip(["", *borders], [*borders, ""], each.labels, strict=True)
+            )
+        ]
+    across = len(pair.second.labels)
+    cells: list[dict[str, object]] = [
+        {"kind": "pair", "from": cell // across, "to": cell % across} for cell in range(len(own) - 1)
+    ]
+    cells.append({"kind": "missing"})
+    return rows + [
+        {**same, **place, "cell": cell, "points": points, "meaning": pair.labels[cell]}
+        for cell, (place, points) in enumerate(zip(cells, own, strict=True))
+    ]
+
+
+def _borders(groups: Groups) -> list[int]:
+    """Where groups begin, as the rules count places: of an integer feature in its values."""
+    feature = groups.feature
+    first = _integers(feature)[0] if feature.feature.kind == "integer" else 0
+    return [first + border for border in groups.borders]
 
 
 def _integers(feature: FeatureGrid) -> list[int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from assay.models.bundle import Bundle
-from assay.models.encoding import STEPS, FeatureGrid, Grid
+from assay.models.encoding import STEPS, FeatureGrid, Grid, Term
 from assay.privacy.errors import BadInput
 
 __all__ = ["RULES", "Source", "terms_of"]
@@ -33,7 +33,13 @@ RULES: tuple[str, ...] = (
     " last value listed.",
     "A categorical feature: the text without blanks around it; nothing left is missing; a whole number loses"
     " a fraction of zeros (3.0 is 3). The points of the level that it is, or of 'other'.",
-    "total = base points of the components that are there + points of all features. score = total, clamped"
+    "A pair of features that have points together (interaction): each of the two is cut into groups. The"
+    " place of a numeric value is its q of the rounding, of an integer feature the value, clamped, of a"
+    " categorical one the place of the level in the list, from 0, and of 'other' the place after the last."
+    " The group is the number of borders that are not above the place. The points are those of the two"
+    " groups; where one of the two values is missing, those of 'missing'; without the component, 0.",
+    "total = base points of the components that are there + points of all features and pairs. score = total,"
+    " clamped"
     " to low and high. capped = score - total.",
     "probability of the outcome = 1 / (1 + exp((total - offset) / factor)).",
 )
@@ -103,6 +109,6 @@ class Source:
         """Is the column of ``feature`` there?"""
         return feature.feature.column in self.given
 
-    def knows(self, feature: FeatureGrid) -> bool:
-        """Is the component of ``feature`` there?"""
-        return feature.feature.component in self.grid.components_of(self.pattern)
+    def knows(self, term: Term) -> bool:
+        """Is the component of ``term`` there?"""
+        return term.component in self.grid.components_of(self.pattern)

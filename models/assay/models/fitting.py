@@ -13,6 +13,8 @@ holders have may deviate from the intercept; one that nobody has cannot, and kee
 
 Neither the line nor the centring needs a release of its own: they are fixed linear maps of the cells'
 gradient, so the sensitivity of a round stays sqrt(features + 1).
+
+A pair that the study declares is a feature here, one whose cells have no order.
 """
 
 from __future__ import annotations
@@ -184,10 +186,10 @@ class _Layout:
     @classmethod
     def of(cls, grid: Grid) -> _Layout:
         ramp = np.zeros(grid.size)
-        ordered = [feature for feature in grid.features if feature.ordered >= 2]
-        for feature in ordered:
-            ramp[feature.offset : feature.offset + feature.ordered] = np.linspace(-1.0, 1.0, feature.ordered)
-        left = [np.arange(f.offset, f.offset + f.ordered - 1) for f in ordered]
+        ordered = [term for term in grid.terms if term.ordered >= 2]
+        for term in ordered:
+            ramp[term.offset : term.offset + term.ordered] = np.linspace(-1.0, 1.0, term.ordered)
+        left = [np.arange(term.offset, term.offset + term.ordered - 1) for term in ordered]
         pairs = np.concatenate(left) if left else np.zeros(0, dtype=np.int64)
         degree = np.bincount(np.concatenate([pairs, pairs + 1]), minlength=grid.size).astype(np.float64)
         starts = grid.offsets[:-1]
@@ -233,7 +235,7 @@ class Fit:
         self._stated = np.unique(np.array(patterns, dtype=np.int64)) - 1
         self._count_persons(self._consistent.project(counts))
         self._set_steps(gradient_noise_std)
-        ends = np.cumsum([grid.size, len(grid.features), 1])
+        ends = np.cumsum([grid.size, len(grid.terms), 1])
         self._parts = tuple(ends.tolist())
         self._at = np.zeros(self._parts[-1] + len(self._stated))
         self._speed, self._last = np.zeros_like(self._at), np.zeros_like(self._at)

@@ -205,7 +205,7 @@ def _label(feature: Mapping[str, Any]) -> Cell:
 
 def _unknown(explained: Mapping[str, Any]) -> str:
     missing = [personal.COMPONENT_WORDS[name] for name in explained["missing_components"]]
-    gaps = [feature["label"] for feature in explained["features"] if feature["value"] == MISSING]
+    gaps = [f["label"] for f in explained["features"] if f["value"] == MISSING and not f["pair"]]
     parts = []
     if missing:
         words = "Nothing is known here about the following. It counts neither for you nor against you:"
@@ -226,7 +226,7 @@ def _change(explained: Mapping[str, Any]) -> str:
         parts.append(
             "<h3>One change at a time</h3>"
             + table(
-                "The change that would gain most, all else as it is; smaller ones are listed below",
+                "The change near your own value that would gain most, all else as it is; others are below",
                 heads,
                 rows,
             )
@@ -246,11 +246,14 @@ def _single(explained: Mapping[str, Any], change: Mapping[str, Any]) -> tuple[Ce
 
 
 def _effect(effect: Mapping[str, Any]) -> str:
-    rows = [(row["value"], signed(row["points"]), str(row["score"])) for row in effect["values"]]
+    paired = effect["values"][0]["together"] is not None
+    shown = ("points", "together") if paired else ("points",)
+    rows = [
+        (row["value"], *(signed(row[name]) for name in shown), str(row["score"])) for row in effect["values"]
+    ]
     caption = f"{effect['label']}: points and score for each value, all else as it is"
-    return disclosure(
-        f"All values of “{effect['label']}”", table(caption, ("Value", "Points", "Score"), rows)
-    )
+    heads = ("Value", "Points", *(["Together with other data"] if paired else ()), "Score")
+    return disclosure(f"All values of “{effect['label']}”", table(caption, heads, rows))
 
 
 def _asked(explained: Mapping[str, Any]) -> str:

@@ -14,7 +14,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from assay.models.encoding import STEPS, FeatureGrid
+from assay.models.encoding import STEPS, FeatureGrid, PairGrid
+from assay.models.pairgrid import Groups
 from assay.models.scorecard import BANDS, FINE, REASONS, Scorecard, band_cuts
 from assay.privacy.errors import BadData, BadInput
 
@@ -23,16 +24,16 @@ __all__ = ["RowScorer", "ScoredRow"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredRow:
-    """The result for one record of F features; see :class:`~assay.models.scorecard.Scores`.
+    """The result for one record of T terms; see :class:`~assay.models.scorecard.Scores`.
 
     Attributes:
-        points: [F]; 0 where the feature's component is absent.
+        points: [T]; 0 where the term's component is absent.
         base: base points of the components that are there.
         score: clipped to the scale.
         capped: base + points + capped = score.
         probability: of bad, from the total before clipping.
         band: index into ``BANDS``.
-        reasons: feature indices, most points lost first; at most 4.
+        reasons: indices of terms, most points lost first; at most 4.
     """
 
     points: tuple[int, ...]
@@ -55,13 +56,19 @@ class RowScorer:
     def __init__(self, card: Scorecard) -> None:
         grid, scale, points = card.grid, card.study.scale, card.points.tolist()
         self._features = [
-            (feature.feature.column, 1 << member, _points_of(feature, points), points[feature.missing])
-            for feature, member in zip(grid.features, grid.members.tolist(), strict=True)
+            (
+                feature.feature.column,
+                1 << grid.components.index(feature.component),
+                _points_of(feature, points),
+                points[feature.missing],
+            )
+            for feature in grid.features
         ]
+        self._pairs = [_pair_points(pair, points) for pair in grid.pairs]
         self._bases = card.bases.tolist()
         self._scale = (scale.low, scale.high, scale.offset, 2 * scale.factor)
         self._cuts = band_cuts(scale)[::-1]
-        # As in Scorecard.score: the difference from the mean in the high bits, the feature in the low ones.
+        # As in Scorecard.score: the difference from the mean in the high bits, the term in the low ones.
         fine = np.floor(card.means * FINE + 0.5).astype(np.int64).tolist()
         self._keys = [(1 << int(m), j - fine[j] * FINE) for j, m in enumerate(grid.members)]
 
@@ -87,6 +94,7 @@ class RowScorer:
                 points.append(missing)
         if not pattern:
             raise BadInput("columns", allowed="at least one that is a feature of the study")
+        points += [points_of(record) for points_of in self._pairs]
         keys = []
         for j, (bit, mean) in enumerate(self._keys):
             if pattern & bit:
@@ -140,29 +148,78 @@ def _bins(feature: FeatureGrid, own: list[int]) -> Callable[[object], int]:
 
 
 def _hat(feature: FeatureGrid, own: list[int]) -> Callable[[object], int]:
+    step_of, missing, last = _step_of(feature), own[-1], len(feature.knots) - 1
+    lowest = [points * STEPS + STEPS // 2 for points in own[:-1]]
+    steps = [after - before for before, after in pairwise(own[:-1])]
+
+    def points_of(value: object) -> int:
+        step = step_of(value)
+        if step < 0:
+            return missing
+        cell = min(step // STEPS, last - 1)
+        return (lowest[cell] + steps[cell] * (step - cell * STEPS)) // STEPS
+
+    return points_of
+
+
+def _step_of(feature: FeatureGrid) -> Callable[[object], int]:
+    """Return the function from a value that is there to its steps from the first knot, -1 where it is NaN."""
     low, high = map(float, feature.feature.domain or (0.0, 0.0))
     first, last = float(feature.knots[0]), len(feature.knots) - 1
     slope = float(last / (feature.knots[-1] - feature.knots[0]))
-    column, missing, transform = feature.feature.column, own[-1], feature.feature.transform
-    lowest = [points * STEPS + STEPS // 2 for points in own[:-1]]
-    steps = [after - before for before, after in pairwise(own[:-1])]
+    column, transform = feature.feature.column, feature.feature.transform
     log1p = np.log1p
 
-    def points_of(value: object) -> int:
+    def step_of(value: object) -> int:
         number = _number(value, column)
         if number != number:
-            return missing
+            return -1
         number = min(max(number, low), high)
         if transform == "log":
             number = float(log1p(number))
         elif transform == "signed_log":
             number = math.copysign(float(log1p(abs(number))), number)
-        position = min(max((number - first) * slope, 0.0), last)
-        step = int(position * STEPS + 0.5)
-        cell = min(step // STEPS, last - 1)
-        return (lowest[cell] + steps[cell] * (step - cell * STEPS)) // STEPS
+        return int(min(max((number - first) * slope, 0.0), last) * STEPS + 0.5)
+
+    return step_of
+
+
+def _pair_points(pair: PairGrid, points: list[int]) -> Callable[[Mapping[str, object]], int]:
+    """Return the function from a record to the points of a pair, those of "missing" where one is missing."""
+    first, second, missing = _group_of(pair.first), _group_of(pair.second), points[pair.missing]
+    one, other = pair.columns
+    table = [
+        [points[pair.cell(i, j)] for j in range(len(pair.second.labels))]
+        for i in range(len(pair.first.labels))
+    ]
+
+    def points_of(record: Mapping[str, object]) -> int:
+        a, b = record.get(one), record.get(other)
+        if a is None or b is None:
+            return missing
+        i, j = first(a), second(b)
+        return missing if i < 0 or j < 0 else table[i][j]
 
     return points_of
+
+
+def _group_of(groups: Groups) -> Callable[[object], int]:
+    """Return the function from a value that is there to its group, -1 where it is NaN."""
+    feature = groups.feature
+    if feature.feature.kind == "categorical":
+        table = {text: groups.group(cell - feature.offset) for text, cell in feature.texts.items()}
+        other = len(groups.labels) - 1
+        return lambda value: table.get(str(value), other)
+    if feature.feature.kind == "integer":
+        values = [groups.group(place) for place in range(feature.ordered)]
+        return _bins(feature, [*values, -1])
+    step_of, group = _step_of(feature), groups.group
+
+    def group_of(value: object) -> int:
+        step = step_of(value)
+        return -1 if step < 0 else group(step)
+
+    return group_of
 
 
 def _number(value: object, column: str) -> float:

@@ -43,16 +43,16 @@ _BEHIND = 4 * MAX_POINTS * FINE * FINE  # a multiple of FINE, beyond every diffe
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The result for N rows and F features.
+    """The result for N rows and T terms: the features and, behind them, the pairs of the study.
 
     Attributes:
-        points: int32 [N, F]; 0 where the feature's component is absent.
+        points: int32 [N, T]; 0 where the term's component is absent.
         base: int32 [N], the base points of each row's pattern.
         score: int32 [N], clipped to the scale.
         capped: int32 [N]; base + points + capped = score.
         probability: float64 [N] of bad, from the total before clipping.
         band: int8 [N], index into :data:`BANDS`.
-        reasons: int16 [N, min(4, F)], feature indices, most points lost first; -1 where there are fewer.
+        reasons: int16 [N, min(4, T)], indices of terms, most points lost first; -1 where there are fewer.
     """
 
     points: NDArray[np.int32]
@@ -73,8 +73,8 @@ class Scorecard:
         grid: its cells.
         points: int64 [grid.size].
         bases: int64 [grid.patterns], what everybody with pattern 1, 2, ... starts from.
-        means: float64 [F], mean points of the population, from noisy counts: the baseline of the reasons.
-        near: float64 [F], mean points of those whose score is at the cut-off or slightly above it, from a
+        means: float64 [T], mean points of the population, from noisy counts: the baseline of the reasons.
+        near: float64 [T], mean points of those whose score is at the cut-off or slightly above it, from a
             noisy sum; None where there is none. The baseline of the other kind of reasons.
     """
 
@@ -91,8 +91,8 @@ class Scorecard:
         for name, means in (("means", self.means), ("near", self.near)):
             if means is None:
                 continue
-            if means.shape != (len(self.grid.features),) or not (np.abs(means) <= MAX_POINTS).all():
-                raise BadInput(name, allowed=f"{len(self.grid.features)} numbers within ±{MAX_POINTS}")
+            if means.shape != (len(self.grid.terms),) or not (np.abs(means) <= MAX_POINTS).all():
+                raise BadInput(name, allowed=f"{len(self.grid.terms)} numbers within ±{MAX_POINTS}")
         if self.bases.shape != (self.grid.patterns,) or not (np.abs(self.bases) <= 1000 * MAX_POINTS).all():
             raise BadInput(
                 "base points", allowed=f"{self.grid.patterns} whole numbers within ±{1000 * MAX_POINTS}"
@@ -152,7 +152,7 @@ class Scorecard:
             raise BadInput("theta", allowed=f"{grid.width} finite log-odds")
         points = np.rint(-study.scale.factor * theta[: grid.size]).astype(np.int64)
         bases = np.rint(study.scale.offset - study.scale.factor * theta[grid.size :]).astype(np.int64)
-        return cls(study=study, grid=grid, points=points, bases=bases, means=np.zeros(len(grid.features)))
+        return cls(study=study, grid=grid, points=points, bases=bases, means=np.zeros(len(grid.terms)))
 
     @property
     def theta(self) -> NDArray[np.float64]:
@@ -170,8 +170,8 @@ class Scorecard:
             BadInput: the rows were not encoded on this card's grid.
         """
         rows, width = encoded.low.shape
-        if width != len(self.grid.features):
-            raise BadInput("encoded features", value=width, allowed=str(len(self.grid.features)))
+        if width != len(self.grid.terms):
+            raise BadInput("encoded terms", value=width, allowed=str(len(self.grid.terms)))
         points = np.empty((rows, width), dtype=np.int32)
         reasons = np.empty((rows, min(REASONS, width)), dtype=np.int16)
         total = np.empty(rows, dtype=np.int64)
@@ -197,16 +197,16 @@ class Scorecard:
         """Score N rows whose points are known already, such as those that several holders stated.
 
         Args:
-            points: int32 [N, F], as :attr:`Scores.points`; not looked at where the component is absent.
+            points: int32 [N, T], as :attr:`Scores.points`; not looked at where the component is absent.
             pattern: int32 [N], the components of each row, see :attr:`Encoded.pattern`.
 
         Raises:
             BadInput: the arrays do not fit this card.
         """
-        rows, features = len(pattern), len(self.grid.features)
+        rows, terms = len(pattern), len(self.grid.terms)
         known = ((pattern >= 1) & (pattern <= self.grid.patterns)).all()
-        if points.shape != (rows, features) or not known:
-            raise BadInput("points", allowed=f"{features} per row, and at least one component")
+        if points.shape != (rows, terms) or not known:
+            raise BadInput("points", allowed=f"{terms} per row, and at least one component")
         there = (pattern[:, None] >> self.grid.members[None, :] & 1) == 1
         own = np.where(there, points, 0).astype(np.int32)
         base = self.bases[pattern - 1]
@@ -223,17 +223,17 @@ class Scorecard:
         return np.asarray(0.5 * (1.0 + np.tanh(half)), dtype=np.float64)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the points table as plain data for machines and people."""
+        """Return the points table as plain data for machines and people; pairs are among the features."""
         features = []
-        for index, feature in enumerate(self.grid.features):
-            own = self.points[feature.offset : feature.offset + feature.cells].tolist()
-            cells = [{"value": w, "points": p} for w, p in zip(feature.labels, own, strict=True)]
+        for index, term in enumerate(self.grid.terms):
+            own = self.points[term.offset : term.offset + term.cells].tolist()
+            cells = [{"value": w, "points": p} for w, p in zip(term.labels, own, strict=True)]
             features.append(
                 {
-                    "name": feature.name,
-                    "label": feature.feature.label,
-                    "kind": feature.kind,
-                    "component": feature.feature.component,
+                    "name": term.name,
+                    "label": term.label,
+                    "kind": term.kind,
+                    "component": term.component,
                     "mean_points": float(self.means[index]),
                     "near_points": None if self.near is None else float(self.near[index]),
                     "cells": cells,
@@ -274,7 +274,7 @@ class Scorecard:
             patterns = [tuple(base["components"]) for base in value["bases"]]
         except (KeyError, TypeError):
             raise BadInput("scorecard", allowed="the JSON that a scorecard writes") from None
-        if names != [(feature.name, feature.cells) for feature in grid.features]:
+        if names != [(term.name, term.cells) for term in grid.terms]:
             raise BadInput("scorecard", allowed="the features and cells of the study beside it")
         if patterns != [grid.components_of(pattern) for pattern in range(1, grid.patterns + 1)]:
             raise BadInput("scorecard", allowed="a base for every choice of the study's components")
@@ -304,14 +304,14 @@ class Scorecard:
     def _reasons(
         self, points: NDArray[np.int32], low: NDArray[np.int32], keys: NDArray[np.int64]
     ) -> NDArray[np.int16]:
-        """Features furthest below the population's mean, ties in study order; -1: none. ``keys`` is scratch.
+        """Terms furthest below the population's mean, ties in study order; -1: none. ``keys`` is scratch.
 
         Regulation B, official commentary to 12 CFR 1002.9(b)(2), 5: the method that compares with the
         average of all applicants.
         """
         width = points.shape[1]
         fine = np.floor(self.means * FINE + 0.5).astype(np.int64)
-        # The difference in the high bits and the feature in the low ones: one partial sort does both.
+        # The difference in the high bits and the term in the low ones: one partial sort does both.
         np.multiply(points, FINE * FINE, out=keys, dtype=np.int64)
         keys += np.arange(width) - fine * FINE
         absent = low < 0
@@ -355,7 +355,7 @@ def band_cuts(scale: Scale) -> list[int]:
 
 
 def _means(values: NDArray[np.float64], counts: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
-    """Mean of ``values`` over the population, per feature; cells count alike where no count is positive."""
+    """Mean of ``values`` over the population, per term; cells count alike where no count is positive."""
     weights = np.maximum(counts, 0.0)
     starts = grid.offsets[:-1]
     totals = np.add.reduceat(weights, starts)

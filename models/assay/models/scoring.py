@@ -62,8 +62,9 @@ def score_file(
     """Score every record of ``source`` and write ``target``, whole or not at all.
 
     Written per record, in order: the person column if the study names one and the file has it,
-    ``score``, ``probability`` (of bad), ``band``, ``points_<feature>``, ``base_points``, ``capped``,
-    ``reason_1`` to ``reason_4``; base + points + capped = score. A study with fewer than four features
+    ``score``, ``probability`` (of bad), ``band``, ``points_<feature>`` and, of pairs of features that have
+    points together, ``points_<feature>_x_<feature>``, ``base_points``, ``capped``, ``reason_1`` to
+    ``reason_4``; base + points + capped = score. A study with fewer than four features
     leaves the other reasons empty.
 
     Args:
@@ -175,7 +176,7 @@ def _typed(
 def _schema(card: Scorecard, reader: CsvReader | ParquetReader, person: str | None) -> pa.Schema:
     fields = [] if person is None else [(person, pa.string())]
     fields += [("score", pa.int32()), ("probability", pa.float64()), ("band", pa.string())]
-    fields += [(f"points_{feature.name}", pa.int32()) for feature in card.grid.features]
+    fields += [(f"points_{term.name}", pa.int32()) for term in card.grid.terms]
     fields += [("base_points", pa.int32()), ("capped", pa.int32())]
     fields += [(f"reason_{place}", pa.string()) for place in range(1, REASONS + 1)]
     return pa.schema(fields)
@@ -197,19 +198,18 @@ def _result(card: Scorecard, columns: Mapping[str, NDArray[Any]]) -> list[Any]:
     return out
 
 
-def _reason_column(card: Scorecard, points: NDArray[np.int32], feature: NDArray[np.int16]) -> pa.Array:
+def _reason_column(card: Scorecard, points: NDArray[np.int32], term: NDArray[np.int16]) -> pa.Array:
     """Words for one reason per row, null where there is none; each distinct sentence is made once."""
-    chosen = np.maximum(feature, 0).astype(np.int64)
+    chosen = np.maximum(term, 0).astype(np.int64)
     own = np.take_along_axis(points, chosen[:, None], axis=1)[:, 0]
     difference = np.floor(own - card.means[chosen] + 0.5).astype(np.int64)
     lowest = int(difference.min())
     span = int(difference.max()) - lowest + 1
     codes, place = np.unique(chosen * span + (difference - lowest), return_inverse=True)
     sentences = [
-        reason_words(card.grid.features[code // span].feature.label, code % span + lowest)
-        for code in codes.tolist()
+        reason_words(card.grid.terms[code // span].label, code % span + lowest) for code in codes.tolist()
     ]
-    return pa.array(sentences, pa.string()).take(pa.array(place, mask=feature < 0))
+    return pa.array(sentences, pa.string()).take(pa.array(place, mask=term < 0))
 
 
 @contextlib.contextmanager

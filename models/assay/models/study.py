@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -20,6 +21,7 @@ from assay.models.schema import (
     MAX_TEXT_BYTES,
     Contact,
     Feature,
+    Interaction,
     Outcome,
     Privacy,
     Scale,
@@ -33,6 +35,7 @@ from assay.privacy.purpose import PACK
 __all__ = [
     "COMPONENTS",
     "Feature",
+    "Interaction",
     "Outcome",
     "Privacy",
     "Scale",
@@ -61,6 +64,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
         "platform",
         "description",
     ),
+    "interactions": ("features", "cuts", "description"),
     "fairness": ("columns", "groups", "gate", "smallest_group"),
     "training": ("model", "rounds"),
     "privacy": ("epsilon", "delta", "trust", "tolerated", "holders_per_person"),
@@ -72,12 +76,13 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "outcome": ("column", "meaning"),
     "person": ("column",),
     "features": ("name", "column", "component", "kind"),
+    "interactions": ("features",),
     "fairness": ("columns",),
     "privacy": ("epsilon",),
 }
 _HEADER = re.compile(r"\s*(\[\[?)\s*([A-Za-z0-9_.-]+)\s*\]")
 _KEY = re.compile(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*=")
-_INDEXED = re.compile(r"features\[(\d+)\](?:\.(\w+))?")
+_INDEXED = re.compile(r"(features|interactions)\[(\d+)\](?:\.(\w+))?")
 
 
 def read_study(path: Path) -> Study:
@@ -146,6 +151,7 @@ class _Parser:
                 text=self.text,
                 pack=study.get("pack", PACK.name),
                 contact=self._build(Contact, "contact", optional=True),
+                interactions=self._interactions(),
             )
 
     def _section(self, name: str, *, optional: bool = False) -> dict[str, Any]:
@@ -191,6 +197,21 @@ class _Parser:
             table.setdefault("label", "feature")
         with self._located(f"{path}."):
             return Feature(**table)
+
+    def _interactions(self) -> tuple[Interaction, ...]:
+        tables = self.raw.get("interactions", [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise self._error("interactions", allowed="[[interactions]] tables")
+        return tuple(self._interaction(index, table) for index, table in enumerate(tables))
+
+    def _interaction(self, index: int, raw: dict[str, Any]) -> Interaction:
+        path = f"interactions[{index}]"
+        table = dict(self._checked(raw, "interactions", path))
+        table["features"] = self._strings(f"{path}.features", table["features"])
+        if isinstance(cuts := table.get("cuts"), dict):
+            table["cuts"] = {name: tuple(c) if isinstance(c, list) else c for name, c in cuts.items()}
+        with self._located(f"{path}."):
+            return Interaction(**table)
 
     def _fairness(self) -> Fairness:
         table = dict(self._section("fairness", optional=True))
@@ -252,11 +273,17 @@ class _Parser:
             path = f"study.{path}"
         shown, match = path, _INDEXED.fullmatch(path)
         if match is not None:
-            name = self.raw["features"][int(match[1])].get("name")
-            shown = f"{match[2] or 'table'} of feature {name if isinstance(name, str) else int(match[1]) + 1}"
+            shown = f"{match[3] or 'table'} of {self._named(match[1], int(match[2]))}"
         return BadInput(
             shown, value=value, allowed=allowed, remedy=remedy, where=f"{self.where}:{self._line(path)}"
         )
+
+    def _named(self, kind: str, index: int) -> str:
+        """Say which table is meant: a feature by its name where it has one."""
+        if kind == "interactions":
+            return f"interaction {index + 1}"
+        name = self.raw["features"][index].get("name")
+        return f"feature {name if isinstance(name, str) else index + 1}"
 
     def _line(self, path: str) -> int:
         """The line of a key; of its table where the key itself is absent."""
@@ -266,12 +293,13 @@ class _Parser:
 def _lines(text: str) -> dict[str, int]:
     """Map ``study.name``, ``features[2].column`` and so on to line numbers; tomllib does not tell them."""
     lines: dict[str, int] = {}
-    table, count = "", 0
+    table, counts = "", Counter[str]()
     for number, line in enumerate(text.split("\n"), start=1):
         if header := _HEADER.match(line):
             table = header[2]
             if header[1] == "[[":
-                table, count = f"{table}[{count}]", count + 1
+                counts[table] += 1
+                table = f"{table}[{counts[table] - 1}]"
             lines.setdefault(table, number)
         elif key := _KEY.match(line):
             lines.setdefault(f"{table}.{key[1]}" if table else key[1], number)

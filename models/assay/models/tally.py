@@ -9,7 +9,7 @@ audit, A       score bin x outcome: one cell counts 1                        tog
 audit, B       per fairness column: group x approved x outcome counts 1,     sqrt(1 + 2 G + 5)
                and the group's sum of probabilities grows by at most 1       for G columns
 audit, C       of those at or slightly above the cut-off: points of every
-               feature over its largest, clipped to length 2, and a 1
+               term over its largest, clipped to length 2, and a 1
 =============  ============================================================  ==================
 
 Layouts follow from the study alone. The holder fills them, :mod:`assay.models.calibration` and
@@ -149,16 +149,16 @@ class AuditTally:
 
     @property
     def near(self) -> slice:
-        """Where the points of those near the cut-off lie: one per feature, then how many they are."""
+        """Where the points of those near the cut-off lie: one per term, then how many they are."""
         start = self.scores.stop + GROUP_CELLS * sum(len(column.labels) for column in self.columns)
-        return slice(start, start + len(self.grid.features) + 1)
+        return slice(start, start + len(self.grid.terms) + 1)
 
     def edges(self) -> NDArray[np.float64]:
         """Return the borders of the score bins, float64 [21]."""
         return score_edges(self.study.scale, SCORE_BINS)
 
     def largest(self, card: Scorecard) -> NDArray[np.float64]:
-        """Return the largest points of each feature in absolute value, at least 1; float64 [F]."""
+        """Return the largest points of each term in absolute value, at least 1; float64 [T]."""
         return np.maximum(np.maximum.reduceat(np.abs(card.points), self.grid.offsets[:-1]), 1).astype(float)
 
     def rows(

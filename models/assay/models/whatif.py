@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.models.encoding import ABSENT, FeatureGrid, readable
-from assay.models.scorecard import Scorecard
+from assay.models.encoding import ABSENT, Encoded, FeatureGrid
+from assay.models.featuregrid import readable
+from assay.models.plausible import plausible_values
+from assay.models.scorecard import Scorecard, Scores
 from assay.privacy.errors import BadInput
 
 __all__ = ["MISSING", "best_changes", "changed_values", "effects", "parse_asked", "value_words"]
@@ -40,49 +42,100 @@ def value_words(feature: FeatureGrid, value: Any) -> str:
 
 
 def best_changes(
-    scorecard: Scorecard, low: NDArray[np.int32], points: Sequence[int], *, base: int
+    scorecard: Scorecard, columns: Mapping[str, NDArray[Any]], encoded: Encoded, scores: Scores
 ) -> list[dict[str, Any]]:
-    """For each changeable feature the value that gains most points, the nearest one where several do.
+    """For each changeable feature the plausible value that gains most points, the nearest of several.
 
-    Between two knots points run straight, so that the best value is at a knot.
+    Plausible is what :mod:`assay.models.plausible` says. Points that a feature has together with another one
+    count with its own.
+
+    Args:
+        scorecard: the card.
+        columns: the record as columns of length 1.
+        encoded: the same on the card's grid.
+        scores: its scores.
     """
-    total = base + sum(points)
+    before = int(scores.points[0].sum(dtype=np.int64))
     changes = []
-    for j, feature in _changeable(scorecard, low):
-        known = _known(feature)
-        own = scorecard.points[feature.offset : feature.offset + known]
-        best = np.flatnonzero(own == own.max())
-        cell = int(best[np.argmin(np.abs(best + feature.offset - low[j]))])
-        gain = int(own[cell]) - points[j]
-        if gain > 0:
-            score = _within(scorecard, total + gain)
-            label = feature.feature.label
+    for j, feature in _changeable(scorecard, encoded.low[0]):
+        values = plausible_values(feature, columns.get(feature.feature.column), _cuts(scorecard, j))
+        if not len(values):
+            continue
+        rows, after = _with(scorecard, encoded, j, values)
+        gains = after.points.sum(axis=1, dtype=np.int64) - before
+        away = np.abs(rows.low[:, j] + rows.upper[:, j] - encoded.low[0, j] - encoded.upper[0, j])
+        best = int(np.lexsort((away, -gains))[0])
+        if gains[best] > 0:
+            label, value = feature.label, value_words(feature, values[best])
+            gain, score = int(gains[best]), int(after.score[best])
             changes.append(
                 {
                     "feature": feature.name,
-                    "value": feature.labels[cell],
+                    "value": value,
                     "points_gained": gain,
                     "score": score,
-                    "words": f"{label} at {feature.labels[cell]}: {gain:+d} points, score {score}",
+                    "words": f"{label} at {value}: {gain:+d} points, score {score}",
                 }
             )
     return sorted(changes, key=lambda change: -int(change["points_gained"]))
 
 
-def effects(
-    scorecard: Scorecard, low: NDArray[np.int32], points: Sequence[int], *, base: int
-) -> list[dict[str, Any]]:
-    """For each changeable feature that was scored: what each of its values would give, all else as it is."""
-    total = base + sum(points)
+def effects(scorecard: Scorecard, encoded: Encoded) -> list[dict[str, Any]]:
+    """For each changeable feature that was scored: what each of its values would give, all else as it is.
+
+    ``points`` are those of the feature alone; ``together`` those of the pairs it is one half of, None where
+    there is no pair.
+    """
     found = []
-    for j, feature in _changeable(scorecard, low):
-        values = []
-        for cell in range(_known(feature)):
-            own = int(scorecard.points[feature.offset + cell])
-            score = _within(scorecard, total - points[j] + own)
-            values.append({"value": feature.labels[cell], "points": own, "score": score})
-        found.append({"feature": feature.name, "label": feature.feature.label, "values": values})
+    for j, feature in _changeable(scorecard, encoded.low[0]):
+        _, after = _with(scorecard, encoded, j, _all_values(feature))
+        pairs = _pairs_of(scorecard, j)
+        values = [
+            {
+                "value": feature.labels[cell],
+                "points": int(after.points[cell, j]),
+                "together": int(after.points[cell, pairs].sum()) if pairs else None,
+                "score": int(after.score[cell]),
+            }
+            for cell in range(_known(feature))
+        ]
+        found.append({"feature": feature.name, "label": feature.label, "values": values})
     return found
+
+
+def _with(scorecard: Scorecard, encoded: Encoded, j: int, values: NDArray[Any]) -> tuple[Encoded, Scores]:
+    """Encode and score a record with each of N values of feature ``j`` in turn, all else as it is."""
+    grid = scorecard.grid
+    rows = encoded.rows(np.zeros(len(values), dtype=np.int64))
+    rows.low[:, j], rows.upper[:, j] = grid.features[j].encode(values)
+    grid.fill_pairs(rows.low, rows.upper)
+    return rows, scorecard.score(rows)
+
+
+def _all_values(feature: FeatureGrid) -> NDArray[Any]:
+    """Return a value in each known cell, at each knot."""
+    if feature.feature.kind == "categorical":
+        return np.array(feature.feature.levels, dtype=object)
+    if feature.feature.kind == "numeric":
+        return feature.knot_values
+    return (feature.feature.domain or (0.0, 0.0))[0] + np.arange(feature.ordered, dtype=np.float64)
+
+
+def _pairs_of(scorecard: Scorecard, j: int) -> list[int]:
+    """Return the places of the pairs that feature ``j`` is one half of, among the terms."""
+    pairs = enumerate(scorecard.grid.pairs, start=len(scorecard.grid.features))
+    return [place for place, pair in pairs if j in (pair.first.index, pair.second.index)]
+
+
+def _cuts(scorecard: Scorecard, j: int) -> list[float]:
+    """Return the values of numeric feature ``j`` at which points of its pairs jump."""
+    groups = (each for pair in scorecard.grid.pairs for each in (pair.first, pair.second))
+    return [
+        each.feature.value_at(border)
+        for each in groups
+        if each.index == j and each.feature.kind == "hat"
+        for border in each.borders
+    ]
 
 
 def parse_asked(asked: Sequence[str]) -> dict[str, str]:
@@ -117,10 +170,13 @@ def changed_values(
     """
     open_to = {feature.name: feature for _, feature in _changeable(scorecard, low)}
     known = {feature.name: feature for feature in scorecard.grid.features}
+    pairs = {pair.name for pair in scorecard.grid.pairs}
     values: dict[str, float | str] = {}
     for name, text in asked.items():
         if name not in open_to:
             why = "It is no feature of the study"
+            if name in pairs:
+                why = "It is two features together: change one of them"
             if name in known:
                 why = "It is not changeable"
                 if known[name].feature.changeable:
@@ -156,8 +212,3 @@ def _changeable(scorecard: Scorecard, low: NDArray[np.int32]) -> list[tuple[int,
 def _known(feature: FeatureGrid) -> int:
     """How many leading cells are values: "other" and "missing" are no advice."""
     return feature.ordered or feature.cells - 2
-
-
-def _within(scorecard: Scorecard, total: int) -> int:
-    scale = scorecard.study.scale
-    return min(max(total, scale.low), scale.high)
