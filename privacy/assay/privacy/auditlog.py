@@ -25,6 +25,7 @@ import threading
 import time as system_time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from assay.privacy.auditentry import FIELDS, Entry, decode, encode, is_whole
 from assay.privacy.errors import BadInput, Refused, Tampered, Unavailable
@@ -75,7 +76,7 @@ class AuditLog:
         clock: Callable[[], float] = system_time.time,
         *,
         read_only: bool = False,
-    ) -> AuditLog:
+    ) -> Self:
         """Open the log at ``path``, creating it (mode 0600) unless ``read_only``, and verify all of it.
 
         An incomplete last line, which no answer was waiting for, is taken away unless ``read_only``.
@@ -106,7 +107,7 @@ class AuditLog:
             raise
         return log
 
-    def __enter__(self) -> AuditLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

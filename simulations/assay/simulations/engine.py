@@ -18,7 +18,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,8 @@ __all__ = ["ENGINES", "Federated", "challenge", "federate", "with_epsilon", "wit
 ENGINES = ("fast", "full", "flower")
 
 _TIMEOUT_S = 3600.0  # in process, an answer is a function call: only a defect takes this long
+
+_Opened = AbstractContextManager[tuple[Run, Mapping[str, Ledger], Identity]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +167,16 @@ def federate(
         raise BadInput("engine", value=engine, allowed=", ".join(ENGINES))
     study = parse_study(text)
     policy, injected = _policy_for(study), Injection(faults, study, holders, engine=engine)
-    opened = {"fast": _crowd, "full": partial(_simulated, injected=injected), "flower": _flower}[engine]
-    held, hears = injected.records(holders), injected.hears(report)
-    with injected.ending(), opened(study, held, policy, report=hears, log=log) as (run, ledgers, identity):
+    engines: Mapping[str, Callable[..., _Opened]] = {
+        "fast": _crowd,
+        "full": partial(_simulated, injected=injected),
+        "flower": _flower,
+    }
+    held, open_with = injected.records(holders), engines[engine]
+    with (
+        injected.ending(),
+        open_with(study, held, policy, report=injected.hears(report), log=log) as (run, ledgers, identity),
+    ):
         if watch is not None:
             run._sums = _Watched(run._sums, watch)
         trained = run.train(sorted(holders))
@@ -225,13 +234,14 @@ def _simulated(
                 person=study.person,
                 directory=Path(scratch) / name,
             )
-            return make_app(
+            app: App = make_app(
                 holder,
                 identity=identities[name],
                 federation=federation,
                 coordinator_key=coordinator.public,
                 log=log,
             )
+            return app
 
         apps = {
             name: injected.app(name, start, identity=identity, directory=Path(scratch) / name, opened=opened)

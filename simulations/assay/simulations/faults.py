@@ -21,6 +21,7 @@ import numpy as np
 
 from assay.models.schema import Study
 from assay.privacy.errors import AssayError, BadInput
+from assay.server.settings import FederationSettings
 
 __all__ = ["HELP", "LIES", "PHASES", "EndedByFaults", "Faults", "Who"]
 
@@ -51,12 +52,12 @@ LIES: Mapping[str, str] = {
 """What a coordinator may try, once in a run."""
 
 HELP = (
-    "What goes wrong, several times if several things do. drop-PHASE=P: with probability P an answer is lost;"
-    f" PHASE is {', '.join(PHASES)}. slow=SHARE:SECONDS: a share of holders takes so long for every sum, and"
-    " is missing where that is more than timeout=SECONDS (600). flip=WHO[:SHARE]: wrong labels, in a share of"
-    " the rows. scale=WHO:FACTOR: gradient sums multiplied. garbage=WHO: unreadable and forged answers."
-    " replay=WHO: restored from an older copy. WHO is a number of holders, a percentage such as 10%, or names"
-    f" with commas. coordinator=LIE: {', '.join(LIES)}."
+    "What goes wrong; may be given several times. drop-PHASE=P: with probability P a holder's answer is lost;"
+    f" PHASE is {', '.join(PHASES)}. slow=SHARE:SECONDS: a share of the holders takes so long for every sum;"
+    f" later than timeout=SECONDS ({FederationSettings.round_timeout_s}) it is missing. flip=WHO[:SHARE]:"
+    " wrong labels, in a share of the rows. scale=WHO:FACTOR: gradient sums multiplied. garbage=WHO:"
+    " unreadable and forged answers. replay=WHO: set back to an older copy. WHO is a number of holders, a"
+    f" percentage such as 10%, or names with commas. coordinator=LIE: {', '.join(LIES)}."
 )
 SETTING = "--fault"
 
@@ -159,7 +160,7 @@ class Faults:
     drop: Mapping[str, float] = field(default_factory=dict)
     slow: Who | None = None
     slow_s: float = 0.0
-    timeout_s: float = 600.0
+    timeout_s: float = float(FederationSettings.round_timeout_s)
     flip: Who | None = None
     flip_share: float = 1.0
     scale: Who | None = None
@@ -253,8 +254,13 @@ class Faults:
         masked = [f"drop-{phase}" for phase in _MASKED_PHASES if phase in self.drop]
         masked += [f"coordinator={self.coordinator}"] if self.coordinator in _MASKED_LIES else []
         if masked and study.privacy.trust != "distributed":
-            allowed = 'faults of a study without masks, trust = "local"'
-            raise BadInput(SETTING, value=masked[0], allowed=allowed, remedy='Set trust = "distributed"')
+            needs = ", ".join([*(f"drop-{phase}" for phase in _MASKED_PHASES), *_MASKED_LIES])
+            raise BadInput(
+                SETTING,
+                value=masked[0],
+                allowed=f'faults that need no masks in a study of trust = "local": not {needs}',
+                remedy='Set trust = "distributed" in the study, or leave it out',
+            )
 
 
 _SECONDS = f"seconds above 0, at most {_MAX_SECONDS:g}"

@@ -27,6 +27,7 @@ from assay.privacy.keys import Identity, fingerprint
 from assay.privacy.ledger import Ledger
 from assay.server.courier import Courier
 from assay.server.rounds import Progress, Trained
+from assay.server.settings import FederationSettings
 from assay.simulations.faults import EndedByFaults, Faults
 from assay.simulations.grid import LocalGrid
 from assay.simulations.liar import Liar
@@ -43,7 +44,6 @@ from assay.simulations.sabotage import (
 
 __all__ = ["Injection", "effect_of"]
 
-MINIMUM_HOLDERS = 2  # a live coordinator's, unless its settings say otherwise
 _NO_FAULT_TIMEOUT_S = 3600.0  # in process, an answer is a function call: only a defect takes this long
 
 
@@ -72,6 +72,7 @@ class Injection:
         self.ledgers: dict[str, Ledger] = {}
         self._study, self._logs = study, dict[str, RememberingLog]()
         self._times: dict[str, Counter[str]] = {}
+        self._cut: Counter[str] = Counter()
         self._steps: list[Progress] = []
         self._grid: BadNetwork | None = None
         self._liar: Liar | None = None
@@ -91,7 +92,7 @@ class Injection:
     @property
     def minimum_holders(self) -> int:
         """Fewer answers than this end the run: with faults as at a live coordinator, otherwise all."""
-        return min(MINIMUM_HOLDERS, len(self.names)) if self._asked else len(self.names)
+        return min(FederationSettings.minimum_holders, len(self.names)) if self._asked else len(self.names)
 
     def records(self, holders: Mapping[str, Records]) -> dict[str, Records]:
         """Return the records with the labels of some holders turned round."""
@@ -117,8 +118,7 @@ class Injection:
 
         def scaled(cut: bool) -> None:
             self._note("scale", name)
-            if cut:
-                self._note("scale-cut", name)
+            self._cut.update([name] if cut else [])
 
         holder = ScalingHolder(name=name, **settings)
         holder.factor, holder.scaled = self.faults.factor, scaled
@@ -189,37 +189,34 @@ class Injection:
         except AssayError as error:
             if not self._asked:
                 raise
-            raise EndedByFaults(error, self.told(None, error)) from None
+            raise EndedByFaults(error, self._told(None, error)) from None
 
     # What came of it ----------------------------------------------------------------------------------
 
     def _note(self, kind: str, name: str, times: int = 1) -> None:
         self._times.setdefault(kind, Counter())[name] += int(times)
 
-    def told(self, trained: Trained | None, error: AssayError | None = None) -> dict[str, Any] | None:
-        """Return what was injected and what came of it, as ``docs/simulations.md`` describes it.
+    def told(self, trained: Trained) -> dict[str, Any] | None:
+        """Return what was injected into a run and what came of it; None where nothing was to be.
 
-        Args:
-            trained: the result, None where there is none.
-            error: what ended the run, if something did.
+        ``docs/simulations.md`` describes it.
         """
-        if not self._asked:
-            return None
+        return self._told(trained, None) if self._asked else None
+
+    def _told(self, trained: Trained | None, error: AssayError | None) -> dict[str, Any]:
         gone = {name for step in self._steps if step.kind in ("dropped", "ledger") for name in step.holders}
         accepted = next((set(step.holders) for step in self._steps if step.kind == "offer"), set())
         return {
             **self.faults.to_json(),
             "timeout_s": self.timeout_s,
-            "injected": {
-                kind: {"times": times.total(), "holders": {name: times[name] for name in sorted(times)}}
-                for kind, times in sorted(self._times.items())
-            },
+            "injected": {kind: _counted(self._times[kind]) for kind in sorted(self._times)},
             "waited_s": self._grid.waited_s if self._grid else 0.0,
             "caught": {
-                "declined": sorted(set(self.names) - accepted) if self._steps else [],
+                "not_accepted": sorted(set(self.names) - accepted) if self._steps else [],
                 "dropped": [_step(step) for step in self._steps if step.kind == "dropped"],
                 "ledger": [_step(step) for step in self._steps if step.kind == "ledger"],
                 "refused": self._refused(),
+                "cut": _counted(self._cut),
             },
             "lie": self._liar.told() if self._liar else None,
             "not_caught": self._not_caught(trained, accepted - gone),
@@ -272,6 +269,10 @@ def effect_of(block: Mapping[str, Any], *, auroc: float, clean_auroc: float) -> 
     """
     change = auroc - clean_auroc
     return {**block, "effect": {"auroc": auroc, "clean_auroc": clean_auroc, "auroc_change": change}}
+
+
+def _counted(times: Counter[str]) -> dict[str, Any]:
+    return {"times": times.total(), "holders": {name: times[name] for name in sorted(times)}}
 
 
 def _step(step: Progress) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class Liar(Courier):
         tally: the session of masks that is open; None before the first.
         timeout: seconds that it waits for answers.
         learned: what it knows or has got by lying that it should not have, in words; empty: nothing.
+        victim: whom alone it tried to harm; empty: everybody.
         vector: int64, values of one holder that it has taken out of a sum; None where it has none.
     """
 
@@ -56,7 +57,7 @@ class Liar(Courier):
 
     def __init__(self, *settings: Any, **named: Any) -> None:
         super().__init__(*settings, **named)
-        self.done, self.timeout, self.learned = False, 1.0, ""
+        self.done, self.timeout, self.learned, self.victim = False, 1.0, "", ""
         self.first: dict[str, Message] = {}
         self.answers: Answers = {}
         self.tally: Tally | None = None
@@ -90,6 +91,7 @@ class Liar(Courier):
         """Return what it asked that it must not ask, and what it got."""
         return {
             "told": self.done,
+            "victim": self.victim or None,
             "learned": self.learned or None,
             "answers": [
                 {"round": number, "question": what, "answer": answer, "holders": holders}

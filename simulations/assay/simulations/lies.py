@@ -51,7 +51,8 @@ class _ChangedTheta(Liar):
     def lie(self, question: Message, messages: Mapping[str, Message]) -> Answers | None:
         if not of_round_1(question):
             return None
-        self.done, victim = True, min(messages)
+        self.done, self.victim = True, min(messages)
+        victim = self.victim
         asked = {**messages, victim: _moved(messages[victim])}
         answers = self.probe("a sum, one holder at other parameters", asked)
         if isinstance(question, GradientRequest):
@@ -85,7 +86,7 @@ class _TwoLists(Liar):
         proofs = {name: masked[name].sent for name in everybody}
         opened = self.open_round(tally, asked, everybody, proofs, "to open the round for everybody")
         whole = self.unmasked(tally, asked[everybody[0]], masked, opened)
-        victim, rest = everybody[0], everybody[1:]
+        self.victim, rest = everybody[0], everybody[1:]
         first = asked[rest[0]]
         agree = SurvivorsRequest(run=first.run, **about(first, rest))
         agreed = self.probe("to sign a list without one holder", dict.fromkeys(rest, agree))
@@ -94,7 +95,7 @@ class _TwoLists(Liar):
         part = self.unmasked(tally, first, {name: masked[name] for name in rest}, opened)
         if whole is not None and part is not None:
             self.vector = whole - part
-            self.learned = f"the values of {victim} in round 1, with its share of the noise alone"
+            self.learned = f"the values of {self.victim} in round 1, with its share of the noise alone"
         return answers
 
 
@@ -207,7 +208,8 @@ class _FakeHolder(Liar):
     def lie(self, question: Message, messages: Mapping[str, Message]) -> Answers | None:
         if not isinstance(question, KeysRequest):
             return None
-        self.done, victim = True, min(question.holders)
+        self.done, self.victim = True, min(question.holders)
+        victim = self.victim
         made_up = {name: Identity.generate() for name in question.holders if name != victim}
         keys = {name: each.public for name, each in made_up.items()}
         keys[victim] = bytes.fromhex(question.holders[victim])
