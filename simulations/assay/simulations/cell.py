@@ -113,7 +113,7 @@ def simulate_cell(
         layout.holders,
         engine=how.engine,
         report=lambda p: step(f"epsilon {cell.epsilon:g}: federated, round {p.round}/{p.rounds}"),
-        **({} if how.faults is None else {"faults": how.faults}),
+        faults=how.faults,
     )
     seconds = time.monotonic() - start
     federated = evaluate(scorecard_of(done), layout.test)
@@ -149,7 +149,7 @@ def simulate_cell(
         "label": label_in_words(label),
         "label_epsilon": label["epsilon"],
         "canaries": _canaries(text, cell, layout, how, step),
-        "faults": None if how.faults is None else dict(done.faults or {}),
+        "faults": done.faults,
         "bundle": str(bundle),
         "report": str(report),
     }

@@ -16,11 +16,11 @@ from assay.models.encoding import Grid
 from assay.models.schema import Study
 from assay.privacy.errors import BadInput
 from assay.simulations.comparison import records_at
-from assay.simulations.holding import hold_all
-from assay.simulations.partition import Partition, hold_out, split
+from assay.simulations.holding import describe, hold_all
+from assay.simulations.partition import Part, Partition, hold_out, split
 from assay.simulations.population_truth import risk_of
 
-__all__ = ["Dataset", "Groups", "Layout", "source_of"]
+__all__ = ["Dataset", "Groups", "Layout", "holder_names", "source_of"]
 
 _KIND_BY_SUFFIX = {".csv": "csv", ".gz": "csv", ".parquet": "parquet"}
 _REGION = "region"  # of a synthetic population: results by region are told although no study audits it
@@ -88,6 +88,12 @@ class _File:
     column: NDArray[Any] | None
 
 
+def holder_names(holders: int) -> list[str]:
+    """Return the names of simulated holders, in order."""
+    width = len(str(holders))
+    return [f"holder-{number:0{width}d}" for number in range(1, holders + 1)]
+
+
 class Dataset:
     """The records of a simulation.
 
@@ -129,8 +135,28 @@ class Dataset:
             BadInput: more holders than people or values of the column, or only one outcome is held out.
         """
         kept, train, held = self._held_out(seed)
+        parts = self._split(kept, train, holders, seed)
+        return Layout(
+            holders=dict(zip(holder_names(holders), hold_all(kept, parts, self._grid), strict=True)),
+            kept=kept,
+            test=held.records,
+            groups=held.groups,
+            risk=held.risk,
+        )
+
+    def describe(self, holders: int, seed: int) -> list[dict[str, Any]]:
+        """Say of every holder what it gets, see :func:`assay.simulations.holding.describe`.
+
+        Raises:
+            BadInput: as :meth:`layout`.
+        """
+        kept, train, _ = self._held_out(seed)
+        parts = self._split(kept, train, holders, seed)
+        return describe(parts, kept.labels, kept.persons, holder_names(holders))
+
+    def _split(self, kept: Records, train: Rows, holders: int, seed: int) -> list[Part]:
         column = self._data.column
-        parts = split(
+        return split(
             self._partition,
             holders=holders,
             labels=kept.labels,
@@ -138,15 +164,6 @@ class Dataset:
             column=None if column is None else column[train],
             components=self._grid.components_of(self._grid.pattern_of(kept.columns)),
             seed=seed,
-        )
-        width = len(str(holders))
-        names = [f"holder-{number:0{width}d}" for number in range(1, holders + 1)]
-        return Layout(
-            holders=dict(zip(names, hold_all(kept, parts, self._grid), strict=True)),
-            kept=kept,
-            test=held.records,
-            groups=held.groups,
-            risk=held.risk,
         )
 
     def _held_out(self, seed: int) -> tuple[Records, Rows, _File]:

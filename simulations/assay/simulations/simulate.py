@@ -14,7 +14,7 @@ from assay.privacy.errors import BadInput
 from assay.privacy.mechanism import MAX_CONTRIBUTORS
 from assay.simulations.canaries import MAX_CANARIES, MIN_CANARIES
 from assay.simulations.cell import Cell, How
-from assay.simulations.dataset import source_of
+from assay.simulations.dataset import holder_names, source_of
 from assay.simulations.engine import ENGINES, with_epsilon
 from assay.simulations.faults import Faults
 from assay.simulations.partition import MAX_HOLDERS, Partition
@@ -170,12 +170,6 @@ class Simulation:
                 allowed=f"at most {MAX_CELLS} cells in one sweep",
                 remedy="Make several sweeps of it",
             )
-
-
-def holder_names(holders: int) -> list[str]:
-    """Return the names of simulated holders, in order."""
-    width = len(str(holders))
-    return [f"holder-{number:0{width}d}" for number in range(1, holders + 1)]
 
 
 def require_new(out: Path) -> None:

@@ -126,8 +126,16 @@ class Sweep:
 class _Progress:
     """What is done and what is left; cells cost about as much as their rows and holders say."""
 
-    def __init__(self, cells: tuple[Cell, ...], missing: list[Cell], rows: int, tell: Tell) -> None:
+    def __init__(
+        self,
+        cells: tuple[Cell, ...],
+        missing: list[Cell],
+        rows: int,
+        tell: Tell,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._cells, self._done, self._tell = len(cells), len(cells) - len(missing), tell
+        self._clock = clock
         self._cost = {cell: _cost(cell, rows) for cell in missing}
         self._started: dict[Cell, float] = {}
         self._spent_s, self._spent_cost = 0.0, 0.0
@@ -141,7 +149,7 @@ class _Progress:
 
     def started(self, cell: Cell) -> None:
         """A cell has begun."""
-        self._started[cell] = time.monotonic()
+        self._started[cell] = self._clock()
 
     def finished(self, cell: Cell, result: dict[str, Any]) -> None:
         """A cell has its result."""
@@ -165,13 +173,13 @@ class _Progress:
         )
 
     def _ended(self, cell: Cell) -> None:
-        self._spent_s += time.monotonic() - self._started.pop(cell)
+        self._spent_s += self._clock() - self._started.pop(cell)
         self._spent_cost += self._cost.pop(cell)
 
     def _left(self) -> float | None:
         if not self._spent_cost > 0:
             return None
-        rate, now = self._spent_s / self._spent_cost, time.monotonic()
+        rate, now = self._spent_s / self._spent_cost, self._clock()
         ahead = sum(self._cost.values()) * rate
         behind = sum(min(now - began, self._cost[cell] * rate) for cell, began in self._started.items())
         return max(0.0, ahead - behind) / self.jobs

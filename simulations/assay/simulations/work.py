@@ -30,7 +30,7 @@ from assay.simulations.simulate import Simulation
 __all__ = ["Files", "Work", "main"]
 
 Task = dict[str, Any]
-"""``kind`` is ``"unprotected"`` (with ``seed``), ``"pooled"`` (``epsilon`` too) or ``"cell"`` (``holders`` too)."""
+"""``kind`` is "unprotected" (with ``seed``), "pooled" (``epsilon`` too) or "cell" (``holders`` too)."""
 
 
 class Files:
