@@ -9,7 +9,7 @@ from assay.models import page as pages
 from assay.models.page import items, paragraph
 from assay.models.svg import safe
 
-__all__ = ["STYLE", "card", "figure", "label_lines", "page"]
+__all__ = ["STYLE", "card", "columns", "figure", "label_lines", "page", "row"]
 
 STYLE = Path(__file__).with_name("report.css")
 
@@ -25,6 +25,19 @@ def figure(chart: str, caption: str, beside: str) -> str:
         f'<div class="pair"><figure>{chart}<figcaption>{safe(caption)}</figcaption></figure>'
         f'<div class="beside">{beside}</div></div>'
     )
+
+
+def row(charts: Sequence[str], caption: str, below: str) -> str:
+    """Return several charts beside each other on a wide screen, a sentence on them, and what stands below."""
+    return (
+        f'<figure class="row of-{columns(len(charts))}">{"".join(charts)}'
+        f"<figcaption>{safe(caption)}</figcaption></figure>{below}"
+    )
+
+
+def columns(charts: int) -> int:
+    """Return how many of so many charts stand beside each other: at most three, and no row with one only."""
+    return 2 if charts in (2, 4) else min(charts, 3)
 
 
 def card(inner: str) -> str:

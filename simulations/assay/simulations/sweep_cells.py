@@ -15,7 +15,7 @@ import numpy as np
 
 from assay.privacy.errors import BadInput
 
-__all__ = ["CURVES", "Band", "Cell", "Sweep", "band", "gain_of"]
+__all__ = ["CURVES", "Band", "Cell", "Results", "band", "gain_of"]
 
 Cell = dict[str, Any]
 _NEAR_BEST = 0.01  # AUROC; two curves that close look alike to whoever decides
@@ -99,7 +99,7 @@ def gain_of(cell: Cell) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sweep:
+class Results:
     """All cells of one sweep, in order of holders, epsilon and seed.
 
     Attributes:
@@ -109,7 +109,7 @@ class Sweep:
     cells: tuple[Cell, ...]
 
     @classmethod
-    def of(cls, cells: Sequence[Cell]) -> Sweep:
+    def of(cls, cells: Sequence[Cell]) -> Results:
         """Check cells and put them in order.
 
         Raises:
@@ -226,8 +226,12 @@ def _check(cell: Cell, where: str) -> None:
     if _get(where, cell, "canaries") is not None:
         for key in _CANARIES:
             _number(f"{where}: canaries", cell["canaries"], key, *_MORE)
-    if _get(where, cell, "faults") is not None:
+        if not cell["canaries"]["claimed_epsilon"] > 0:
+            raise BadInput("claimed_epsilon", where=f"{where}: canaries", value=0, allowed="above 0")
+    if _get(where, cell, "faults"):
         _is(where, cell, "faults", dict, "an object or null")
+        for key, kind in (("injected", dict), ("caught", dict), ("not_caught", list)):
+            _is(f"{where}: faults", cell["faults"], key, kind, "an object, or a list of what was not caught")
 
 
 def _check_group(group: Cell, where: str) -> None:
