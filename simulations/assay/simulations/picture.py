@@ -21,7 +21,7 @@ _FONTS = Path(__file__).with_name("fonts")
 _FAMILY = "DejaVu Sans"
 _MARGIN = 14.0
 _LINE = 17.0
-_HEAD, _SOURCE = 44, 60  # characters that fit into the width of one chart
+_HEAD, _SOURCE = 44, 66  # characters that fit into the width of one chart
 _ZOOM, _ZOOM_OF_SEVERAL = 3.0, 2.0  # one chart becomes 1104 pixels wide: sharp on a slide
 _WHITE = "#ffffff"
 

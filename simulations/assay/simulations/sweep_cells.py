@@ -158,14 +158,20 @@ class Results:
         """Summarise over seeds what ``read`` finds in a cell."""
         return band(read(cell) for cell in self.at(holders, epsilon))
 
+    def joint(self, holders: int, epsilon: float) -> Band:
+        """Return the joint model's AUROC in a setting that ran."""
+        found = self.over(holders, epsilon, CURVES["federated"][1])
+        if found is None:
+            raise KeyError((holders, epsilon))
+        return found
+
     def gain(self, holders: int, epsilon: float) -> Band | None:
         """Return what federating gains over the average holder alone; differences are taken within a seed."""
         return self.over(holders, epsilon, gain_of)
 
     def enough(self, holders: int) -> float:
         """Return the smallest epsilon whose joint AUROC is within 0.01 of the best with as many holders."""
-        found = {e: self.over(h, e, _federated) for h, e in self.settings if h == holders}
-        means = {epsilon: each.mean for epsilon, each in found.items() if each is not None}
+        means = {epsilon: self.joint(h, epsilon).mean for h, epsilon in self.settings if h == holders}
         best = max(means.values())
         return min(epsilon for epsilon, mean in means.items() if mean >= best - _NEAR_BEST)
 

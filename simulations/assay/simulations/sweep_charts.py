@@ -20,9 +20,9 @@ __all__ = ["MARKS", "Curve", "Panel", "Series", "curves_charts", "gains_chart", 
 MARKS = {"federated": "circle", "pooled": "square", "local": "diamond"}
 """Markers by kind of curve; a kind without one is drawn as a line from edge to edge."""
 
-_LEFT, _RIGHT = 52.0, WIDTH - 116.0  # the rest is for the words at the ends
+_LEFT, _RIGHT = 62.0, WIDTH - 116.0  # the rest is for the words at the ends
 _APART = 13.5  # lines of text on top of each other
-_TALL = 156.0  # of a plot of curves
+_TALL = 172.0  # of a plot of curves
 _TICK = 30.0  # least distance of tick labels on the x axis
 
 
@@ -92,7 +92,8 @@ def _range(bands: Sequence[Band]) -> tuple[float, float]:
     reach = max(0.02, 0.6 * (max(means) - min(means)))
     low = max(min(each.ends[0] for each in bands), min(means) - reach, 0.0)
     high = min(max(each.ends[1] for each in bands), max(means) + reach, 1.0)
-    room = max(0.005, 0.06 * (high - low))
+    # A picture of AUROC that spans less than 0.04 would make chance look like a difference.
+    room = max(0.06 * (high - low), 0.02 - (high - low) / 2)
     return max(0.0, low - room), min(1.0, high + room)
 
 
@@ -120,13 +121,13 @@ def _log_axes(
 def _drawn(plot: Plot, curves: Sequence[Curve]) -> list[str]:
     """Draw bands first, then lines and marks, then the words at the ends."""
     parts = [_band(plot, curve) for curve in curves if curve.kind in MARKS]
-    for curve in curves:
+    for curve in reversed(curves):  # the joint model's on top
         xs = [math.log10(x) for x, _ in curve.points]
         ys = [each.mean for _, each in curve.points]
         if curve.kind not in MARKS:
             xs, ys = [plot.x.low, *xs, plot.x.high], [ys[0], *ys, ys[-1]]
         parts.append(line(plot, xs, ys, curve.kind))
-    for curve in curves:
+    for curve in reversed(curves):
         if curve.kind in MARKS:
             for x, each in curve.points:
                 where = plot.at(math.log10(x), each.mean)
@@ -178,7 +179,7 @@ def gains_chart(
     points = [point for each in series for point in each.points]
     sizes, gains = [math.log10(x) for x, _ in points], [y for _, y in points]
     reach = max(0.0, *gains) - min(0.0, *gains)
-    room = max(0.004, 0.1 * reach)  # below zero there must be space for a line of text
+    room = max(0.01, 0.1 * reach)  # below zero there must be space for a line of text
     wide = 0.04 * max(max(sizes) - min(sizes), 0.5)
     top = 17.0 * math.ceil((len(series) + bool(trend)) / 2) + 12
     plot = Plot(

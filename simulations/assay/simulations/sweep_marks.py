@@ -25,6 +25,7 @@ __all__ = [
 SHOWN_ROWS = 14  # of a chart; the table has more
 _FACETS = ((8.0, 100.0), (124.0, 216.0), (240.0, WIDTH - 8.0))
 _ROW = 40.0
+_LABEL = 34.0  # width of a tick label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ def _group_names(rows: Sequence[GroupRow], top: float) -> str:
         y = top + _ROW * index
         parts += [
             segment((2, y), (WIDTH - 2, y), "grid"),
-            label(8, y + 15, clipped(row.group, 34), "strong halo"),
+            label(8, y + 15, clipped(row.group, 28), "strong halo"),
             label(WIDTH - 8, y + 15, f"{row.persons:,.0f} records", "quiet halo", anchor="end"),
         ]
     return "".join(parts)
@@ -117,7 +118,10 @@ def _facet(
     room = max(0.01, 0.08 * (high - low))
     x = Span(low=max(0.0, low - room), high=min(1.0, high + room), start=x.start, stop=x.stop)
     parts = []
-    for value in ticks(x.low, x.high, 3):
+    marks = ticks(x.low, x.high, 3)
+    if len(marks) == 3 and x(marks[1]) - x(marks[0]) < _LABEL:
+        marks = marks[::2]
+    for value in marks:
         parts += [
             segment((x(value), top), (x(value), bottom), "grid"),
             label(x(value), bottom + 14, form.format(value), anchor="middle"),

@@ -46,9 +46,8 @@ def gain(sweep: Results) -> Section | None:
     ]
     heads = ("Holders", *(words.eps(epsilon) for epsilon in sweep.epsilons))
     intro = paragraph(
-        "AUROC of the joint model minus the average of the holders' own models at the same ε. Under each "
-        "number stand its 95 % interval over seeds and whether that lies above zero (gain), below (loss) or "
-        "on both sides (unclear)."
+        "AUROC of the joint model minus the average of the holders' own models at the same ε, and under it "
+        "the 95 % interval over seeds: gain where all of it lies above zero, loss where below, else unclear."
     )
     return Section(
         key="gain", heading="The gain in every setting", inner=intro + table("Gain in AUROC", heads, rows)
@@ -85,7 +84,8 @@ def by_holders(sweep: Results) -> Section | None:
     )
     beside = paragraph(
         "All sides share the same records: with more holders each has fewer. What the joint model loses with "
-        "their number is what spreading costs; what a holder alone loses is what being small costs."
+        "their number is what spreading costs; what a holder alone loses is what being small costs. "
+        "The numbers are in the table of “AUROC against privacy”."
     )
     return drawn("holders", picture, beside)
 

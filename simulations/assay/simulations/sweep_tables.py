@@ -70,8 +70,8 @@ def holders_csv(sweep: Results) -> bytes:
 
 def groups_csv(sweep: Results) -> bytes:
     """Return one row per run and group."""
-    paths = ("column", "group", "persons", "auroc", "approval_rate", "observed", "predicted")
-    paths += ("non_private.auroc", "non_private.approval_rate")
+    rates = ("auroc", "approval_rate", "observed", "predicted")
+    paths = ("column", "group", "persons", *rates, "non_private.auroc", "non_private.approval_rate")
     return _written(
         (*_KEY, *paths),
         (

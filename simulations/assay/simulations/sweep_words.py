@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from assay.models.digits import count, percent, short
+from assay.models.svg import clipped
 from assay.simulations.sweep_cells import CURVES, Band, Results
 from assay.simulations.sweep_marks import AuditRow, GroupRow
 from assay.simulations.tallies import CalibrationRow
@@ -26,6 +29,7 @@ __all__ = [
     "verdict",
 ]
 
+_NAME = 40  # characters of a group's name in a sentence
 _SAME = 0.0005  # of AUROC: what rounds to nothing at three digits
 
 
@@ -45,12 +49,12 @@ def eps(epsilon: float) -> str:
 
 
 def gain_cell(gain: Band | None) -> str | tuple[str, str]:
-    """Return a gain for a table: the number, and under it the interval and what it means."""
+    """Return a gain for a table: the number and what it means, and under them the interval."""
     if gain is None:
         return "–"
     if gain.sign is None:
         return signed(gain.mean), "one seed"
-    return signed(gain.mean), f"{between(gain)}: {_SIGN[gain.sign]}"
+    return f"{signed(gain.mean)} {_SIGN[gain.sign]}", between(gain)
 
 
 _SIGN = {1: "gain", 0: "unclear", -1: "loss"}
@@ -59,20 +63,24 @@ _SIGN = {1: "gain", 0: "unclear", -1: "loss"}
 def verdict(sweep: Results) -> str:
     """Say whether federating gains anything, over all settings."""
     gains = [gain for setting in sweep.settings if (gain := sweep.gain(*setting)) is not None]
-    total = count(len(sweep.settings), "combination") + " of holders and ε"
     if not gains:
         return "Not measured: no holder's own model was trained, so nobody knows what joining would add."
+    total = count(len(gains), "combination") + " of holders and ε"
     if all(gain.sign is None for gain in gains):
         above = sum(gain.mean > _SAME for gain in gains)
-        start = "No gain was seen" if not above else f"A gain was seen in {above} of {total}"
-        return f"{start}, but each was run with one seed: a small difference may be chance. Run more --seeds."
+        where = f" in {above} of {total}" if len(gains) > 1 else ""
+        start = f"A gain was seen{where}" if above else "No gain was seen"
+        return f"{start}, but with one seed: a small difference may be chance. Run more --seeds."
     won, lost = (sum(gain.sign == sign for gain in gains) for sign in (1, -1))
-    rest = f"{lost} show a clear loss and {len(gains) - won - lost} no clear difference"
-    if won == len(sweep.settings):
+    unclear = len(gains) - won - lost
+    if won == len(gains):
         return f"Yes: joining gains, clearly so in {'all ' * (won > 1)}{total}."
-    if won:
-        return f"It depends: joining gains clearly in {won} of {total}; {rest}."
-    return f"No gain: in none of {total} does joining gain clearly; {rest}."
+    if unclear == len(gains):
+        return f"No gain: joining makes no clear difference in {'any of ' * (unclear > 1)}{total}."
+    rest = [f"in {lost} it clearly loses"] * (lost > 0)
+    rest += [f"in {unclear} there is no clear difference"] * (unclear > 0)
+    start = "No gain" if not won else "Mostly" if 4 * won >= 3 * len(gains) and not lost else "It depends"
+    return f"{start}: joining gains clearly in {won or 'none'} of {total}; {', '.join(rest)}."
 
 
 def answers(sweep: Results) -> list[str]:
@@ -81,16 +89,16 @@ def answers(sweep: Results) -> list[str]:
 
 
 def _answer(sweep: Results, holders: int, epsilon: float) -> str:
-    read = {key: sweep.over(holders, epsilon, find) for key, (_, find) in CURVES.items()}
-    together, alone, gain = read["federated"], read["local"], sweep.gain(holders, epsilon)
-    start = f"{count(holders, 'holder')}, {eps(epsilon)}: AUROC {together.mean:.3f}" if together else ""
+    start = f"{count(holders, 'holder')}, {eps(epsilon)}: AUROC {sweep.joint(holders, epsilon).mean:.3f}"
+    alone, gain = sweep.over(holders, epsilon, CURVES["local"][1]), sweep.gain(holders, epsilon)
     if alone is None or gain is None:
         return f"{start}; no holder's own model to compare with."
     change = f"{start} together instead of {alone.mean:.3f} for a holder alone on average"
     if gain.sign is None:
         return f"{change}, a difference of {signed(gain.mean)} (one seed, no interval)."
-    words = {1: "a gain", 0: "no clear difference", -1: "a loss"}[gain.sign]
-    return f"{change}, {words} of {signed(gain.mean)} (95\u00a0% interval {between(gain)})."
+    moved = {1: "a gain of", 0: "no clear difference:", -1: "a loss of"}[gain.sign]
+    amount = signed(gain.mean) if gain.sign == 0 else f"{abs(gain.mean):.3f}"
+    return f"{change}, {moved} {amount} (95\u00a0% interval {between(gain)})."
 
 
 def seeds_note(sweep: Results) -> str:
@@ -107,17 +115,16 @@ def read_curves(sweep: Results) -> str:
     """Say what happens along epsilon at the number of holders that is shown in detail."""
     holders, epsilon = sweep.shown
     ran = [e for h, e in sweep.settings if h == holders]
-    first, last = (sweep.over(holders, e, CURVES["federated"][1]) for e in (ran[0], ran[-1]))
-    words = ""
-    if first is not None and last is not None and len(ran) > 1:
-        words = (
-            f"With {count(holders, 'holder')}, the joint model goes from {first.mean:.3f} at {eps(ran[0])} "
-            f"to {last.mean:.3f} at {eps(ran[-1])}; "
-        )
-        near = f"from {eps(epsilon)} on it stays within 0.01 of its best. "
-        words += near if epsilon < ran[-1] else "a still larger ε might give more. "
-    words += f"At {eps(epsilon)} with {count(holders, 'holder')} it is {_beside(sweep, holders, epsilon)}."
-    return words
+    words = f"With {count(holders, 'holder')}, the joint model's AUROC "
+    if len(ran) > 1:
+        first, last = (sweep.joint(holders, e).mean for e in (ran[0], ran[-1]))
+        words += f"goes from {first:.3f} at {eps(ran[0])} to {last:.3f} at {eps(ran[-1])}; "
+        near = f"from {eps(epsilon)} on it stays within 0.01 of its best"
+        words += near if epsilon < ran[-1] else "a still larger ε might give more"
+        words += f". At {eps(epsilon)} it "
+    reached = f"is {sweep.joint(holders, epsilon).mean:.3f}"
+    at = f" at {eps(epsilon)}" if len(ran) == 1 else ""
+    return f"{words}{reached}{at}{_beside(sweep, holders, epsilon)}."
 
 
 def _beside(sweep: Results, holders: int, epsilon: float) -> str:
@@ -133,7 +140,7 @@ def _beside(sweep: Results, holders: int, epsilon: float) -> str:
         change = sweep.over(holders, epsilon, lambda c, read=read: _less(c["auroc"], read(c)))  # type: ignore[misc]
         if change is not None:
             found.append(f"{_apart(change.mean)} {words}")
-    return ", ".join(found) if found else "compared with nothing: no baseline was measured"
+    return f": {', '.join(found)}" if found else "; there is nothing to compare it with"
 
 
 def _apart(change: float) -> str:
@@ -150,20 +157,15 @@ def read_holders(sweep: Results) -> str:
     """Say what more holders change, at the epsilon that is shown in detail."""
     epsilon = sweep.shown[1]
     ran = [h for h, e in sweep.settings if e == epsilon]
-    ends = [
-        [sweep.over(holders, epsilon, CURVES[key][1]) for holders in (ran[0], ran[-1])]
-        for key in ("federated", "local")
-    ]
-    words = []
-    for name, (first, last) in zip(("the joint model", "a holder alone"), ends, strict=True):
-        if first is not None and last is not None and len(ran) > 1:
-            words.append(f"{name} goes from {first.mean:.3f} to {last.mean:.3f}")
-    if not words:
-        return "More holders share the same records."
-    return (
-        f"The same records with {ran[0]:,} and with {ran[-1]:,} holders, at {eps(epsilon)}: "
-        f"{' and '.join(words)}."
-    )
+    if len(ran) == 1:
+        return "The same records are shared by more and more holders."
+    ends = (ran[0], ran[-1])
+    first, last = (sweep.joint(holders, epsilon).mean for holders in ends)
+    words = f"the joint model's AUROC goes from {first:.3f} to {last:.3f}"
+    alone = [sweep.over(holders, epsilon, CURVES["local"][1]) for holders in ends]
+    if alone[0] is not None and alone[1] is not None:
+        words += f", that of a holder alone from {alone[0].mean:.3f} to {alone[1].mean:.3f}"
+    return f"From {ran[0]:,} to {ran[-1]:,} holders of the same records, at {eps(epsilon)}, {words}."
 
 
 def read_gains(points: list[tuple[float, float]], epsilon: float) -> str:
@@ -187,35 +189,29 @@ def read_gains(points: list[tuple[float, float]], epsilon: float) -> str:
 def read_groups(rows: list[GroupRow]) -> str:
     """Say where groups differ most, and what privacy changes most."""
     words = []
-    ranked = [(row.auroc.mean, row.group) for row in rows if row.auroc is not None]
+    ranked = [(row.auroc.mean, clipped(row.group, _NAME)) for row in rows if row.auroc is not None]
     if len(ranked) > 1:
         (low, worst), (high, best) = min(ranked), max(ranked)
         words.append(f"Ranked best: “{best}” (AUROC {high:.3f}), worst: “{worst}” ({low:.3f}).")
-    moved = [
-        (abs(row.approval_rate.mean - row.open_approval_rate.mean), row)
-        for row in rows
-        if row.approval_rate is not None and row.open_approval_rate is not None
-    ]
-    if moved:
-        row = max(moved, key=lambda pair: pair[0])[1]
-        if row.approval_rate is not None and row.open_approval_rate is not None:
-            words.append(
-                f"Privacy changes the approval rate most for “{row.group}”: "
-                f"{percent(row.approval_rate.mean)} instead of {percent(row.open_approval_rate.mean)}."
-            )
-    missed = [
-        (abs(row.predicted.mean - row.observed.mean), row)
-        for row in rows
-        if row.predicted is not None and row.observed is not None
-    ]
-    if missed:
-        row = max(missed, key=lambda pair: pair[0])[1]
-        if row.predicted is not None and row.observed is not None:
-            words.append(
-                f"Furthest from the truth: “{row.group}”, {percent(row.predicted.mean)} predicted, "
-                f"{percent(row.observed.mean)} observed."
-            )
+    moved = _furthest((row.group, row.approval_rate, row.open_approval_rate) for row in rows)
+    if moved is not None:
+        group, private, free = moved
+        words.append(f"Privacy changes the approval rate most for “{group}”: {private} instead of {free}.")
+    missed = _furthest((row.group, row.predicted, row.observed) for row in rows)
+    if missed is not None:
+        group, predicted, observed = missed
+        words.append(f"Furthest from the truth: “{group}”, {predicted} predicted, {observed} observed.")
     return " ".join(words) or "Every group is too small to say anything."
+
+
+def _furthest(rows: Iterable[tuple[str, Band | None, Band | None]]) -> tuple[str, str, str] | None:
+    """Return the group whose two rates lie furthest apart, with both in percent."""
+    found = [
+        (abs(one.mean - other.mean), (clipped(group, _NAME), percent(one.mean), percent(other.mean)))
+        for group, one, other in rows
+        if one is not None and other is not None
+    ]
+    return max(found)[1] if found else None
 
 
 def read_calibration(rows: list[CalibrationRow], error: Band | None, seed: int) -> str:
@@ -236,8 +232,8 @@ def read_audit(rows: list[AuditRow], confidence: float) -> str:
     if beyond:
         return (
             f"In {len(beyond)} of {count(len(rows), 'setting')} the canaries prove more than was claimed "
-            f"({beyond[0].words}). By chance that happens in at most {percent(1 - confidence)} of runs: look "
-            "for a defect before trusting any promise here."
+            f"({beyond[0].words}). By chance that happens in at most {100 * (1 - confidence):.3g}\u00a0% of "
+            "runs: look for a defect before trusting any promise here."
         )
     top = max(rows, key=lambda row: row.lower_bound / row.claimed)
     share = percent(top.lower_bound / top.claimed)
