@@ -142,12 +142,16 @@ class HolderApp:
                 directory=directory,
             )
             with (directory / _MESSAGES).open("a", encoding="utf-8") as lines:
+
+                def note(line: str) -> None:
+                    lines.write(f"{line}\n")
+
                 app = make_app(
                     holder,
                     identity=identity,
                     federation=self._federation,
                     coordinator_key=self._coordinator_key,
-                    log=lambda line: lines.write(f"{line}\n"),
+                    log=note,
                 )
                 return app(message, context)
 
