@@ -306,6 +306,11 @@ def _read_scale(setting: str, value: str) -> dict[str, Any]:
     return {"scale": Who.parse(who, setting), "factor": _number(factor, setting, f"WHO:FACTOR, {_FACTOR}")}
 
 
+def _read_coordinator(setting: str, value: str) -> dict[str, Any]:
+    _need(value in LIES, setting, value, ", ".join(LIES))
+    return {"coordinator": value}
+
+
 _READ: Mapping[str, Callable[[str, str], dict[str, Any]]] = {
     **{f"drop-{phase}": _read_drop for phase in PHASES},
     "slow": _read_slow,
@@ -314,5 +319,5 @@ _READ: Mapping[str, Callable[[str, str], dict[str, Any]]] = {
     "scale": _read_scale,
     "garbage": lambda setting, value: {"garbage": Who.parse(value, setting)},
     "replay": lambda setting, value: {"replay": Who.parse(value, setting)},
-    "coordinator": lambda _, value: {"coordinator": value},
+    "coordinator": _read_coordinator,
 }

@@ -7,6 +7,7 @@ Each part speaks to the live code as the real thing would: lost and late answers
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -105,7 +106,7 @@ class BadNetwork(LocalGrid):
         super().__init__(apps)
         self._named = {node: name for name, node in self.nodes().items()}
         self._faults, self._slow, self._note_fault = faults, frozenset(slow), note
-        self._exchange = Counter[tuple[str, str, int]]()
+        self._asked = Counter[tuple[str, str, int]]()
         self.waited_s = 0.0
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -132,13 +133,11 @@ class BadNetwork(LocalGrid):
     def _fate(self, name: str, asked: _Asked) -> tuple[bool, bool]:
         """Return whether the question is lost, and whether the answer is: drawn for this one exchange."""
         before = after = False
-        place = (name, asked.kind, asked.number)
-        self._exchange[place] += 1
         for phase in asked.phases:
-            share = self._faults.drop.get(phase, 0.0)
-            where = (phase, name, asked.kind, str(asked.number), str(self._exchange[place]))
+            self._asked[phase, name, asked.number] += 1  # again, where a coordinator asks twice
+            where = (phase, name, str(asked.number), str(self._asked[phase, name, asked.number]))
             draw, half = drawn(self._faults.seed, *where).random(2)
-            if draw < share:
+            if draw < self._faults.drop.get(phase, 0.0):
                 self._note_fault(f"drop-{phase}", name)
                 before, after = before or half < 0.5, after or half >= 0.5
         return before, after
@@ -204,8 +203,8 @@ class ScalingHolder(Holder):
 
 
 def garbling(app: App, draw: np.random.Generator, note: Callable[[], None]) -> App:
-    """Return an app that answers offers honestly and everything else with one of three kinds of rubbish."""
-    stranger = Identity.generate()
+    """Return an app that answers offers honestly and everything else with three kinds of rubbish in turn."""
+    stranger, turns = Identity.generate(), itertools.count(int(draw.integers(3)))
 
     def garbled(message: Message, context: Context) -> Message:
         honest = app(message, context)
@@ -213,13 +212,12 @@ def garbling(app: App, draw: np.random.Generator, note: Callable[[], None]) -> A
             return honest
         note()
         frame = bytes(honest.content["assay"]["frame"])
-        signed = frame[:-SIGNATURE_BYTES]
-        place = int(draw.integers(len(signed)))
+        signed, half = frame[:-SIGNATURE_BYTES], len(frame) // 2
         rubbish = (
-            os.urandom(int(draw.integers(1, 2000))),
+            os.urandom(len(frame)),
             signed + stranger.sign("frame", signed),
-            frame[:place] + bytes([frame[place] ^ 1]) + frame[place + 1 :],
-        )[int(draw.integers(3))]
+            frame[:half] + bytes([frame[half] ^ 1]) + frame[half + 1 :],
+        )[next(turns) % 3]
         return Message(RecordDict({"assay": ConfigRecord({"frame": rubbish})}), reply_to=message)
 
     return garbled
