@@ -14,7 +14,7 @@ folder = Path(sys.argv[1] if len(sys.argv) > 1 else "simulation")
 folder.mkdir(parents=True, exist_ok=True)
 
 # %% People whose true risk is known, and the question about them
-people = make_population(folder / "people.parquet", people=6_000)
+people = make_population(folder / "people.parquet", people=5_000)
 study, data = people["studies"]["credit"], people["file"]
 best = people["bayes_auroc"]["credit"]
 print(f"{people['people']:,} people; no model ranks them better than AUROC {best:.3f}")
@@ -34,7 +34,7 @@ weak = min((group for group in run["groups"] if group["auroc"] is not None), key
 print(f"lowest AUROC of a group: {weak['column']} {weak['group']}, {weak['auroc']:.3f}")
 
 # %% Many runs side by side; stop it at any time and call it again with resume=True
-rows = run_sweep(study, data, folder / "sweep", holders=[3, 12], epsilons=[1, 4], partition="quantity")
+rows = run_sweep(study, data, folder / "sweep", holders=[3, 8], epsilons=[1, 4], partition="quantity")
 for row in rows:
     print(f"{row['holders']:>3} holders, epsilon {row['epsilon']:g}: AUROC {row['auroc']:.3f}")
 

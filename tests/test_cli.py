@@ -92,7 +92,8 @@ def test_a_study_that_says_nothing_about_trust_is_trained_with_secure_aggregatio
 
 def test_several_epsilons_give_a_list_and_a_bundle_each(study, records, tmp_path):
     out = tmp_path / "out"
-    result = assay_json("simulate", study, "--data", records, "--out", out, "--epsilon", 0.5, "--epsilon", 4)
+    options = ("--epsilon", 0.5, "--epsilon", 4, "--jobs", 1)
+    result = assay_json("simulate", study, "--data", records, "--out", out, *options)
     assert [r["epsilon"] for r in result["results"]] == [0.5, 4.0]
     assert len({r["bundle"] for r in result["results"]}) == 2
 
