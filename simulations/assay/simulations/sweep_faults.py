@@ -94,7 +94,7 @@ def _tables(sweep: Results) -> str:
         for caption, heads, rows in (
             ("Injected", ("What", "Times", "Holders, over all runs"), _injected(blocks)),
             ("Caught", ("What", "Times"), _caught(blocks)),
-            ("A lying coordinator's questions", ("Question", "Answer", "Holders"), _lies(blocks)),
+            ("Questions of a lying coordinator", ("Question", "Answer", "Holders"), _lies(blocks)),
             ("Not caught", ("What", "Holders, over all runs"), _not_caught(blocks)),
         )
         if rows

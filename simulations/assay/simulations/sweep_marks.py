@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 SHOWN_ROWS = 14  # of a chart; the table has more
-_FACETS = ((8.0, 100.0), (124.0, 216.0), (240.0, WIDTH - 8.0))
+_FACETS = ((18.0, 104.0), (127.0, 213.0), (236.0, WIDTH - 18.0))
 _ROW = 40.0
 _LABEL = 34.0  # width of a tick label
 
