@@ -57,14 +57,40 @@ FEATURES = (
     ),
     ("income", "INCOME, net", "third_party", 'kind = "numeric"\ndomain = [-0.5, 1000]\ntransform = "log"'),
     ("rated", "rated", "compliance", 'kind = "integer"\ndomain = [0, 3]\nplatform = "shop"'),
-    ("region", "región", "third_party", 'kind = "categorical"\nlevels = ["nord", "süd"]'),
+    ("region", "región", "third_party", 'kind = "categorical"\nlevels = ["nord", "süd", "3"]'),
 )
 COLUMNS = ("A mount", 'bal"ance', "select", "hou'se", "INCOME, net", "rated", "región")
 AMOUNT, BALANCE, STATUS, HOUSE, INCOME, RATED, REGION = COLUMNS
-TEXT = HEAD + "\n".join(
+PLAIN = HEAD + "\n".join(
     f'[[features]]\nname = "{name}"\ncolumn = "{column}"\ncomponent = "{component}"\n{rest}\n'
     for name, column, component, rest in FEATURES
 )
+# A number twice, once with cuts, and texts, some of them numbers, with a logarithm.
+TEXT = (
+    PLAIN
+    + """
+[[interactions]]
+features = ["balance", "amount"]
+cuts = { amount = [70.5, 350] }
+
+[[interactions]]
+features = ["region", "income"]
+description = "What somebody earns buys more in one region than in another."
+"""
+)
+# Pairs for the real records: whole numbers with cuts and without, numbers, and both.
+PAIRS = """
+[[interactions]]
+features = ["status_1", "status_2"]
+cuts = { status_1 = [1, 2], status_2 = [-1, 1, 2, 3] }
+
+[[interactions]]
+features = ["paid_1", "status_3"]
+
+[[interactions]]
+features = ["bill_1", "bill_2"]
+cuts = { bill_2 = [-500, 0, 50_000] }
+"""
 
 
 def bundle_of(text, path, *, seed=0):
@@ -128,7 +154,9 @@ def synthetic(rows=3000, seed=3):
         HOUSE: rng.choice(np.array([*houses, "\u00a0own\u3000"], dtype=object), rows),
         INCOME: rng.choice([-0.5, -7, 1000, 5000, 0, 1e-9], rows),
         RATED: rng.integers(-1, 6, rows).astype(float),
-        REGION: rng.choice(np.array(["nord", "süd", "sud", "NORD", "", None], dtype=object), rows),
+        REGION: rng.choice(
+            np.array(["nord", "süd", "sud", "3", "3.0", " 3.00", "03", "", None], object), rows
+        ),
     }
     for name, low, high in ((AMOUNT, -50, 800), (BALANCE, -1200, 3300), (INCOME, -1, 1100)):
         cells[name] = np.where(rng.random(rows) < 0.7, rng.uniform(low, high, rows), cells[name])
@@ -174,8 +202,29 @@ class FromJson:
             else 0
             for f in features
         }
+        given = {f["name"]: values[f["column"]] if f["name"] in have else None for f in features}
+        for pair in self.card["interactions"]:
+            points[pair["name"]] = self.pair(pair, given) if pair["component"] in there else 0
         base = next(b["points"] for b in self.card["bases"] if b["components"] == there)
         return finish(self.card["scale"], base, points)
+
+    def pair(self, pair, given):
+        features = {f["name"]: f for f in self.card["features"]}
+        if any(given[name] is None for name in pair["features"]):
+            return pair["missing"]
+        row, column = (
+            sum(border <= self.place(features[name], given[name]) for border in borders)
+            for name, borders in zip(pair["features"], pair["borders"], strict=True)
+        )
+        return pair["points"][row][column]
+
+    def place(self, feature, value):
+        listed = feature["points"]
+        if feature["kind"] == "categorical":
+            return level_at([level["level"] for level in listed], value)
+        if feature["kind"] == "integer":
+            return min(max(int(value), listed[0]["value"]), listed[-1]["value"])
+        return steps(value, feature["transform"], *feature["domain"], len(listed) - 1)
 
     def points(self, feature, value):
         if value is None:
@@ -200,10 +249,12 @@ class FromCsv:
         self.bases = {
             frozenset(r["component"].split()): int(r["points"]) for r in self.rows if r["kind"] == "base"
         }
-        self.features = {}
+        terms = {}
         for row in self.rows:
             if row["feature"]:
-                self.features.setdefault(row["feature"], []).append(row)
+                terms.setdefault(row["feature"], []).append(row)
+        self.pairs = {name: rows for name, rows in terms.items() if rows[0]["kind"] == "group"}
+        self.features = {name: rows for name, rows in terms.items() if name not in self.pairs}
 
     def __call__(self, values, platform=None):
         have = {
@@ -217,7 +268,38 @@ class FromCsv:
             else 0
             for name, rows in self.features.items()
         }
+        given = {
+            name: values[rows[0]["column"]] if name in have else None for name, rows in self.features.items()
+        }
+        for name, rows in self.pairs.items():
+            points[name] = self.pair(rows, given) if rows[0]["component"] in there else 0
         return finish(self.scale, self.bases[frozenset(there)], points)
+
+    def pair(self, rows, given):
+        names = dict.fromkeys(row["value"] for row in rows if row["kind"] == "group")
+        if any(given[name] is None for name in names):
+            return next(int(row["points"]) for row in rows if row["kind"] == "missing")
+        found = []
+        for name in names:
+            place = self.place(self.features[name], given[name])
+            groups = [row for row in rows if row["kind"] == "group" and row["value"] == name]
+            found += [
+                row["cell"]
+                for row in groups
+                if (not row["from"] or int(row["from"]) <= place)
+                and (not row["to"] or place < int(row["to"]))
+            ]
+        cells = {(row["from"], row["to"]): int(row["points"]) for row in rows if row["kind"] == "pair"}
+        return cells[tuple(found)]
+
+    def place(self, rows, value):
+        listed = [row["value"] for row in rows if row["kind"] in ("knot", "integer", "level")]
+        if rows[0]["kind"] == "level":
+            return level_at(listed, value)
+        if rows[0]["kind"] == "integer":
+            return min(max(int(value), int(listed[0])), int(listed[-1]))
+        ends = float(listed[0]), float(listed[-1])
+        return steps(value, rows[0]["transform"], *ends, len(listed) - 1)
 
     def points(self, rows, value):
         one = {row["kind"]: int(row["points"]) for row in rows}
@@ -246,15 +328,26 @@ def without_zeros(text):
     )
 
 
-def between(value, transform, low, high, points):
+def level_at(levels, value):
+    """Place of a text among the levels, behind them for another one."""
+    text = without_zeros(str(value))
+    found = [level for level in (text, text.removesuffix(".0")) if level in levels]
+    return levels.index(found[0]) if found else len(levels)
+
+
+def steps(value, transform, low, high, last):
     def t(x):
         if transform == "linear":
             return x
         return math.log1p(x) if transform == "log" else math.copysign(math.log1p(abs(x)), x)
 
-    last = len(points) - 1
     position = (t(min(max(value, low), high)) - t(low)) * (last / (t(high) - t(low)))
-    q = math.floor(min(max(position, 0), last) * 1024 + 0.5)
+    return math.floor(min(max(position, 0), last) * 1024 + 0.5)
+
+
+def between(value, transform, low, high, points):
+    last = len(points) - 1
+    q = steps(value, transform, low, high, last)
     k = min(q // 1024, last - 1)
     u = q - 1024 * k
     return (points[k] * (1024 - u) + points[k + 1] * u + 512) // 1024

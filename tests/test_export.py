@@ -24,6 +24,8 @@ from export_support import (
     HOUSE,
     INCOME,
     NOW,
+    PAIRS,
+    PLAIN,
     PURPOSE,
     RATED,
     REGION,
@@ -56,9 +58,9 @@ SETS = {
 sets = pytest.mark.parametrize("columns", SETS.values(), ids=SETS)
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    text = (EXAMPLES / "study.toml").read_text()
+@pytest.fixture(scope="module", params=["", PAIRS], ids=["features", "features and pairs"])
+def real(request, tmp_path_factory):
+    text = (EXAMPLES / "study.toml").read_text() + request.param
     return bundle_of(text, tmp_path_factory.mktemp("real") / "real.bundle", seed=1)
 
 
@@ -122,6 +124,11 @@ def same_rows(rows, scores, names):
     np.testing.assert_allclose([row["probability"] for row in rows], scores.probability, rtol=1e-9)
 
 
+def names_of(bundle):
+    """Features, then pairs: whatever has a column of points."""
+    return [term.name for term in bundle.scorecard.grid.terms]
+
+
 def in_onnx(path, bundle, columns):
     """Run the model on typed columns; texts with "" for missing."""
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
@@ -161,7 +168,7 @@ def test_a_table_of_points_scores_whatever_is_there(form, platform, columns, mad
 
 def test_sqlite_scores_real_records(real, people, tmp_path):
     rows = in_sqlite(write(real, "sql", tmp_path).read_text(), people)
-    same_rows(rows, expected(real, people), [f.name for f in real.study.features])
+    same_rows(rows, expected(real, people), names_of(real))
 
 
 @sets
@@ -170,15 +177,14 @@ def test_sqlite_scores_whatever_is_there(columns, platform, made, cells, tmp_pat
     query = write(made, "sql", tmp_path, columns=columns, platform=platform).read_text()
     rows = in_sqlite(query, only(cells, columns))
     scores = expected(made, read_as_a_file(only(cells, columns)), platform)
-    same_rows(rows, scores, [f.name for f in made.study.features])
+    same_rows(rows, scores, names_of(made))
 
 
 def test_sqlite_reads_a_text_from_a_column_of_numbers(made, tmp_path):
     values = np.array([3, 3.0, 0, -1.0, 10, 7, 3.5, None, 2.0], dtype=object)
     query = write(made, "sql", tmp_path, columns=[HOUSE]).read_text()
     texts = np.array(["3", "3", "0", "-1", "10", "7", "3.5", None, "2"], dtype=object)
-    names = [feature.name for feature in made.study.features]
-    same_rows(in_sqlite(query, {HOUSE: values}), expected(made, {HOUSE: texts}), names)
+    same_rows(in_sqlite(query, {HOUSE: values}), expected(made, {HOUSE: texts}), names_of(made))
 
 
 @pytest.mark.parametrize("column", [AMOUNT, STATUS, HOUSE])
@@ -344,7 +350,7 @@ def test_an_argument_that_does_not_fit_is_refused(form, given, words, made, tmp_
 
 
 def test_a_feature_named_as_an_output_is_refused(tmp_path):
-    bundle = bundle_of(TEXT.replace('name = "amount"', 'name = "score"'), tmp_path / "b.bundle")
+    bundle = bundle_of(PLAIN.replace('name = "amount"', 'name = "score"'), tmp_path / "b.bundle")
     with pytest.raises(BadInput, match="feature is 'score'"):
         write(bundle, "onnx", tmp_path)
 

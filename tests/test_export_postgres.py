@@ -10,6 +10,7 @@ from export_support import (
     EXAMPLES,
     HOUSE,
     NOW,
+    PAIRS,
     PURPOSE,
     REGION,
     STATUS,
@@ -78,12 +79,12 @@ def same(found, scores, names):
 
 
 def names_of(bundle):
-    return [feature.name for feature in bundle.study.features]
+    return [term.name for term in bundle.scorecard.grid.terms]
 
 
 @pytest.mark.parametrize("category", ["text", "double precision", "numeric(9, 2)", "integer"])
 def test_postgresql_scores_real_records(category, database, tmp_path):
-    bundle = bundle_of((EXAMPLES / "study.toml").read_text(), tmp_path / "real.bundle", seed=1)
+    bundle = bundle_of((EXAMPLES / "study.toml").read_text() + PAIRS, tmp_path / "real.bundle", seed=1)
     columns = taiwan()
     types = {f.column: "double precision" if f.ordered else category for f in bundle.study.features}
     stored(database, columns, types)
