@@ -414,19 +414,21 @@ def test_order_of_the_cells_changes_nothing(tmp_path, small):
     assert (one / "results.csv").read_bytes() == (other / "results.csv").read_bytes()
 
 
-def test_canaries_that_prove_more_than_the_claim_are_called_a_defect(tmp_path, small, written):
-    assert "Nowhere do the canaries prove more than was claimed" in html_of(written["one"])
-    assert tables(html_of(written["one"]))["The seed with the highest bound, at 95\u00a0% confidence"][0][
-        1:3
-    ] == [
-        "1",
-        "0.299",
-    ]
-    cells = [bare(seed=s, canaries={**CANARIES, "lower_bound": bound}) for s, bound in enumerate((0.1, 1.01))]
-    write_sweep_report(tmp_path, cells, "Sweep")
-    assert "In 1 of 1 setting the canaries prove more than was claimed" in html_of(tmp_path)
-    assert "at most 5\u00a0% of runs: look for a defect" in html_of(tmp_path)
+def test_canaries_are_a_defect_only_where_chance_would_not_do_it(tmp_path, written, small):
+    html = html_of(written["one"])
+    assert "No run proves more than was claimed; at most 30\u00a0% of it is proved" in html
+    rows = tables(html)["The middle one of the seeds, at 95\u00a0% confidence or more"]
+    assert rows[0][1:3] == ["1", "0.299"]
     assert floored(0.29999) == "0.299"
+    for bounds, said in (
+        ((0.1, 0.2, 1.01), "In 1 of 3 runs the canaries prove more than was claimed; chance does that"),
+        ((1.01, 1.02, 1.03), "In 3 of 3 runs the canaries prove more than was claimed. Chance does that in"),
+    ):
+        cells = [bare(seed=s, canaries={**CANARIES, "lower_bound": bound}) for s, bound in enumerate(bounds)]
+        write_sweep_report(tmp_path, cells, "Sweep")
+        assert said in html_of(tmp_path)
+        assert ("look for a defect" in html_of(tmp_path)) == (bounds[0] > 1)
+        assert f">{bounds[1]:.3f}<" in html_of(tmp_path)  # the bound in the middle
 
 
 def test_faults_are_counted_as_injected_caught_and_not_caught(written):

@@ -190,7 +190,7 @@ def gains_chart(
     parts = [_log_axes(plot, _round_sizes(*ends), _amount, x_title, "Gain in AUROC")]
     parts += [
         segment((plot.x.start, plot.y(0)), (plot.x.stop, plot.y(0)), "gap"),
-        label(plot.x.stop - 3, plot.y(0) + 13, "no gain", "quiet halo", anchor="end"),
+        label(plot.x.start + 4, plot.y(0) + 13, "no gain", "quiet halo"),
     ]
     for each in series:
         kind = f"mark {each.kind} dense"

@@ -148,11 +148,14 @@ def _key(y: float, rows: Sequence[tuple[str, str, str]]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRow:
-    """What canaries showed in one setting.
+    """What canaries showed in one setting, in the run that is in the middle of its seeds by lower bound.
+
+    With a single bound the claim is exceeded by chance in one of so many runs; the lower of the two in the
+    middle is exceeded by chance more rarely, and the highest of several would be more often.
 
     Attributes:
         words: the setting.
-        lower_bound: of epsilon, the highest over its seeds.
+        lower_bound: of epsilon.
         claimed: epsilon, above 0.
         estimate: of epsilon in the same run if the noise is Gaussian, or None.
         ends: its interval, or Nones.

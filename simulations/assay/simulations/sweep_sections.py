@@ -129,7 +129,8 @@ def _settings_table(sweep: Results) -> str:
     intro = paragraph(
         "Together: the joint model, private. Pooled: all records in one place, at the same ε. Alone: the "
         "average of the holders' own models, at the same ε. No privacy: pooled, without noise or clipping. "
-        "True risk: ranking by the risk that the data were drawn with, where it is known."
+        "True risk: ranking by the risk that the data were drawn with, where it is known. "
+        "Levels move with the held-out records from seed to seed; gains, taken within a seed, much less."
     )
     return intro + disclosure(
         "Data table", table("AUROC, mean and 95 % interval over seeds", heads, rows), opened=True

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _NAME = 40  # characters of a group's name in a sentence
+_DEFECT = 0.001  # more bounds above the claim than chance gives with this probability are a defect
 _SAME = 0.0005  # of AUROC: what rounds to nothing at three digits
 
 
@@ -226,23 +227,29 @@ def read_calibration(rows: list[CalibrationRow], error: Band | None, seed: int) 
     return words.rstrip()
 
 
-def read_audit(rows: list[AuditRow], confidence: float) -> str:
-    """Say whether canaries contradict the claim."""
-    beyond = [row for row in rows if row.lower_bound > row.claimed]
-    if beyond:
-        return (
-            f"In {len(beyond)} of {count(len(rows), 'setting')} the canaries prove more than was claimed "
-            f"({beyond[0].words}). By chance that happens in at most {100 * (1 - confidence):.3g}\u00a0% of "
-            "runs: look for a defect before trusting any promise here."
-        )
+def read_audit(rows: list[AuditRow], *, runs: int, above: int, confidence: float) -> str:
+    """Say whether canaries contradict the claim: more often than chance makes them do it.
+
+    Args:
+        rows: one for each setting.
+        runs: how many were attacked.
+        above: in how many of them the lower bound lies above the claim.
+        confidence: of each bound.
+    """
+    from scipy.special import bdtrc
+
     top = max(rows, key=lambda row: row.lower_bound / row.claimed)
-    share = percent(top.lower_bound / top.claimed)
-    estimated = any(row.estimate is not None for row in rows)
-    fitted = " Diamond and line: an estimate with its interval, if the noise is Gaussian." * estimated
-    return (
-        f"Nowhere do the canaries prove more than was claimed; at most they prove {share} of it "
-        f"({top.words}). Bar: proved; upright mark: claimed.{fitted}"
-    )
+    fitted = " Diamond and line: estimate and interval if the noise is Gaussian."
+    key = f"Bar: proved; upright mark: claimed.{fitted * any(row.estimate is not None for row in rows)}"
+    if not above:
+        share = percent(top.lower_bound / top.claimed)
+        return f"No run proves more than was claimed; at most {share} of it is proved ({top.words}). {key}"
+    often = f"In {above} of {count(runs, 'run')} the canaries prove more than was claimed"
+    chance = f"{100 * (1 - confidence):.3g}\u00a0% of runs"
+    # The runs' noise is independent, so that chance exceedances are at most binomial.
+    if bdtrc(above - 1, runs, 1 - confidence) < _DEFECT:
+        return f"{often}. Chance does that in at most {chance}, and not so often: look for a defect. {key}"
+    return f"{often}; chance does that in up to {chance}, so this tells nothing. Run more --seeds. {key}"
 
 
 def read_seconds(points: list[tuple[float, float]], noun: str) -> str:
