@@ -144,6 +144,15 @@ class Dataset:
             risk=held.risk,
         )
 
+    def check(self, holders: int, seed: int) -> None:
+        """Refuse a layout that cannot be, without making it.
+
+        Raises:
+            BadInput: as :meth:`layout`.
+        """
+        kept, train, _ = self._held_out(seed)
+        self._split(kept, train, holders, seed)
+
     def describe(self, holders: int, seed: int) -> list[dict[str, Any]]:
         """Say of every holder what it gets, see :func:`assay.simulations.holding.describe`.
 
@@ -183,18 +192,13 @@ def _read(study: Study, path: Path, partition: Partition, *, spread: bool) -> _F
     with open_source(source_of(path)) as source:
         records = load_records(source, study)
         column = partition.read(source, records.rows) if spread else None
-        groups = {each.column: _audited(each.labels, records, each.column) for each in study.fairness.audited}
-        groups = {name: own for name, own in groups.items() if own is not None}
+        audited = [each for each in study.fairness.audited if each.column in records.groups]
+        groups = {e.column: Groups(labels=e.labels, codes=records.groups[e.column]) for e in audited}
         # Where rows were left out for their age, the other columns of the file are of other rows.
         if not records.too_old:
             groups |= dict(_others(source, study, partition, set(groups)))
     risk = None if records.too_old else risk_of(path, study.outcome.column)
     return _File(records=records, groups=groups, risk=risk, column=column)
-
-
-def _audited(labels: tuple[str, ...], records: Records, column: str) -> Groups | None:
-    codes = records.groups.get(column)
-    return None if codes is None else Groups(labels=labels, codes=codes)
 
 
 def _others(

@@ -114,7 +114,7 @@ class Sweep:
         missing = [cell for cell in cells if not files.result(cell).exists()]
         work = Work(plan)
         for holders, seed in {(cell.holders, cell.seed): None for cell in missing}:
-            work.dataset.layout(holders, seed)
+            work.dataset.check(holders, seed)
         make_private_dir(plan.out)
         with _alone_in(plan.out):
             _prepare(files, settings)
@@ -203,6 +203,7 @@ class _Running:
                 self._here(task)
             return
         self._progress.jobs = jobs
+        self._work.forget()
         with Workers(jobs, self._plan.to_json()) as workers:
             self._spread(workers, tasks)
 

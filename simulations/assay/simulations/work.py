@@ -100,6 +100,10 @@ class Work:
             self._dataset = Dataset(self._study, plan.data, plan.test, plan.test_fraction, plan.spread())
         return self._dataset
 
+    def forget(self) -> None:
+        """Give the memory of the records back; they are read again if they are wanted."""
+        self._dataset = self._laid = None
+
     def do(self, task: Task, step: Callable[[str], None]) -> None:
         """Do one task and write its result; nothing is there before all of it is.
 
