@@ -30,7 +30,9 @@ __all__ = [
 ]
 
 _NAME = 40  # characters of a group's name in a sentence
-_DEFECT = 0.001  # more bounds above the claim than chance gives with this probability are a defect
+# Probabilities that chance puts so many bounds above the claim: below the first it is a defect, below the
+# second it may be one.
+_DEFECT, _FEW = 0.001, 0.2
 _SAME = 0.0005  # of AUROC: what rounds to nothing at three digits
 
 
@@ -246,10 +248,13 @@ def read_audit(rows: list[AuditRow], *, runs: int, above: int, confidence: float
         return f"No run proves more than was claimed; at most {share} of it is proved ({top.words}). {key}"
     often = f"In {above} of {count(runs, 'run')} the canaries prove more than was claimed"
     chance = f"{100 * (1 - confidence):.3g}\u00a0% of runs"
-    # The runs' noise is independent, so that chance exceedances are at most binomial.
-    if bdtrc(above - 1, runs, 1 - confidence) < _DEFECT:
+    # The runs' noise is independent, so that bounds above a claim that holds are at most binomial.
+    by_chance = bdtrc(above - 1, runs, 1 - confidence)
+    if by_chance < _DEFECT:
         return f"{often}. Chance does that in at most {chance}, and not so often: look for a defect. {key}"
-    return f"{often}; chance does that in up to {chance}, so this tells nothing. Run more --seeds. {key}"
+    if by_chance < _FEW:
+        return f"{often}; chance does that in up to {chance}. Run more --seeds before trusting it. {key}"
+    return f"{often}, no more often than chance does: in up to {chance}. {key}"
 
 
 def read_seconds(points: list[tuple[float, float]], noun: str) -> str:
