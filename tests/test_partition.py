@@ -7,12 +7,11 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 from toy_study import TEXT
 
-from assay.client.sources import open_source
+from assay.client.sources import DataSource, open_source
 from assay.models.study import parse_study
 from assay.privacy.errors import BadInput
 from assay.simulations.layout import kinds_of
 from assay.simulations.partition import NAMED, Partition, hold_out, split
-from assay.simulations.simulate import source_of
 
 ROWS = 2000
 STUDY = parse_study(TEXT)
@@ -149,7 +148,13 @@ def test_the_share_of_an_outcome_at_a_holder_is_a_beta_variable_as_in_flower_dat
 
 def test_a_feature_is_cut_into_tenths_and_a_column_of_few_numbers_into_its_numbers():
     amounts = np.array([str(x) for x in np.random.default_rng(6).permutation(1000)], dtype=object)
-    assert np.bincount(kinds_of(amounts)).tolist() == [99, *[100] * 8, 101]
+    assert np.bincount(kinds_of(amounts)).tolist() == [100, *[0, 100] * 9]
+    many = [str(max(0, x)) for x in range(-900, 100)], [str(min(0, x)) for x in range(-99, 901)]
+    for most in many:  # nine tenths have the least or the greatest number
+        _, sizes = np.unique(kinds_of(np.array(most, dtype=object)), return_counts=True)
+        assert sorted(sizes.tolist()) == [99, 901]
+    rare = np.array([*["1"] * 98, "2", "3"], dtype=object)
+    assert len(set(kinds_of(rare).tolist())) == 3
     few = np.array(["3", "1", None, "2", "1", "nan"], dtype=object)
     kinds = kinds_of(few)
     assert len(set(kinds.tolist())) == 4
@@ -331,7 +336,7 @@ class TestRefusals:
         path = tmp_path / "records.csv"
         path.write_text("region,x\nnorth,1\n,2\n")
         plan = Partition.parse(partition)
-        with open_source(source_of(path)) as source:
+        with open_source(DataSource(kind="csv", path=path.name, directory=tmp_path)) as source:
             assert plan.read(source, 2).tolist() == ["north", None]
             assert Partition.parse("label").read(source, 2) is None
             with pytest.raises(BadInput, match="Remove the 1 rows"):

@@ -81,10 +81,12 @@ def kinds_of(values: NDArray[Any]) -> Rows:
             ) from None
         return codes
     known = ~np.isnan(numbers)
-    ends = np.unique(numbers[known])
+    ends, sizes = np.unique(numbers[known], return_counts=True)
+    # A number that more than a tenth have ends a tenth, and is a kind of its own, not to hide its neighbours.
+    common = ends[sizes * _BINS > known.sum()]
     if len(ends) > _BINS:
         ends = np.quantile(numbers[known], np.arange(1, _BINS) / _BINS, method="inverted_cdf")
-    return np.where(known, np.searchsorted(ends, numbers, side="right"), -1).astype(np.int64)
+    return np.where(known, 2 * np.searchsorted(ends, numbers) + np.isin(numbers, common), -1).astype(np.int64)
 
 
 def _coded(values: NDArray[Any]) -> tuple[list[str], Rows]:
