@@ -546,6 +546,7 @@ def test_every_picture_of_the_whole_sweep_is_there_and_named_in_the_answer(tmp_p
     ]
     assert sorted(found) == sorted(["html", "csv", "holders_csv", "groups_csv", *names])
     assert {Path(path).name for path in found.values()} == {path.name for path in tmp_path.iterdir()}
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
 
 
 def test_letters_of_a_picture_come_from_our_own_fonts():

@@ -12,7 +12,7 @@ from pathlib import Path
 from assay.models.digits import count, short
 from assay.models.page import items, paragraph
 from assay.models.svg import safe
-from assay.privacy.files import write_durably
+from assay.privacy.files import PRIVATE_FILE, write_durably
 from assay.simulations import sweep_details, sweep_sections
 from assay.simulations import sweep_words as words
 from assay.simulations.page import page
@@ -42,7 +42,8 @@ _SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
 def write_sweep_report(out: Path, cells: Sequence[Cell], title: str) -> dict[str, str]:
     """Write ``report.html``, ``results.csv``, ``holders.csv``, ``groups.csv`` and the pictures as PNG.
 
-    Each file is whole or absent, even after a power cut; those of an earlier call are replaced.
+    Each file is whole or absent, even after a power cut, and readable by its owner only, because its numbers
+    are exact. Those of an earlier call are replaced.
 
     Args:
         out: an existing directory.
@@ -50,7 +51,8 @@ def write_sweep_report(out: Path, cells: Sequence[Cell], title: str) -> dict[str
         title: headline of the page, plain text.
 
     Returns:
-        Paths: ``html``, ``csv``, and one per picture under its file name without ``.png``.
+        Paths: ``html``, ``csv``, ``holders_csv``, ``groups_csv``, and one per picture under its file name
+        without ``.png``.
 
     Raises:
         BadInput: no cell is given, a key is missing or has a value that cannot be, cells repeat each other
@@ -78,7 +80,7 @@ def write_sweep_report(out: Path, cells: Sequence[Cell], title: str) -> dict[str
         drawn = png(picture.charts, heading=picture.heading, source=f"{picture.caption} {source}")
         files[picture.name] = out / f"{picture.name}.png", drawn
     for path, data in files.values():
-        write_durably(path, data)
+        write_durably(path, data, mode=PRIVATE_FILE)
     return {name: str(path) for name, (path, _) in files.items()}
 
 
