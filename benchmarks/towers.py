@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, ndtr, ndtri
 
-__all__ = ["TOWERS", "draw_towers", "towers_study"]
+__all__ = ["TOWERS", "draw_towers", "towers_study", "towers_trends"]
 
 TOWERS = {"spending": "a", "payment_history": "b", "third_party": "c"}
 """Component -> first letter of its columns."""
@@ -141,6 +141,15 @@ def towers_study() -> str:
         for column in _columns()
     )
     return f"{_HEAD}{features}{_TAIL}"
+
+
+def towers_trends() -> dict[str, str]:
+    """Return the true trend of every ordered feature that does something, as a study would declare it."""
+    return {
+        column.name: "rises" if column.weight > 0 else "falls"
+        for column in _columns()
+        if column.weight and column.kind != "grade"
+    }
 
 
 _HEAD = """\

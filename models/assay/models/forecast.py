@@ -7,9 +7,8 @@ has nothing to do with the outcome, of r times the score's variance, leaves Phi(
 noise   The gradients of all rounds together are one gradient with noise tau, that of a mean gradient over
         sqrt(rounds): more rounds share the budget, and average again. A log-odds is a gradient divided by its
         curvature, p (1 - p) times a cell's share of persons, p the base rate. So the error of a score is in
-        proportion to x = tau sqrt(cells) / (p (1 - p)), and its variance to x^2 if the fit did nothing about
-        it. It shrinks what the noise hides, and the power is smaller: r = (noise * x)^power. Declared trends
-        hold whatever the noise says: all features declared, only 1 - trends of it is lost.
+        proportion to x = tau sqrt(cells) / (p (1 - p)), and its variance would be to x^2 if the fit did
+        nothing about it. The fit shrinks what the noise hides, and r = noise * x is what is seen.
 chance  A model without privacy follows chance where persons are few: r = chance * cells / (N p (1 - p)) for N
         persons. What protects a private fit from noise protects it from that as well, so that it may lose
         less than the noise costs, or nothing.
@@ -42,20 +41,18 @@ class Constants:
     """What is fitted to measured losses, see the module.
 
     Attributes:
-        noise, power, trends, chance: of the two errors.
+        noise, chance: of the two errors.
         width: factor by which the noise error of a single run may differ from the expected one, either way.
         margin: AUROC by which runs differ where noise hardly counts.
     """
 
     noise: float
-    power: float
-    trends: float
-    chance: float = 0.35
-    width: float = 4.0
-    margin: float = 0.004
+    chance: float
+    width: float
+    margin: float
 
 
-CONSTANTS = Constants(noise=0.36, power=0.87, trends=0.6)
+CONSTANTS = Constants(noise=0.34, chance=0.35, width=4.0, margin=0.004)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +63,6 @@ class Forecast:
         noise: standard deviation of the noise in one coordinate of a summed gradient, over the square root of
             the number of rounds; above 0. Over the number of persons it is tau.
         cells: cells of all features, see :attr:`assay.models.encoding.Grid.size`; at least 1.
-        trended: share of the features whose trend the study declares, 0 to 1.
         base_rate: share of bad outcomes, from public knowledge; None: any of :data:`BASE_RATES`.
         constants: what was fitted.
 
@@ -76,7 +72,6 @@ class Forecast:
 
     noise: float
     cells: int
-    trended: float = 0.0
     base_rate: float | None = None
     constants: Constants = CONSTANTS
 
@@ -85,8 +80,6 @@ class Forecast:
             raise BadInput("noise", value=self.noise, allowed="a finite number above 0")
         if not self.cells >= 1:
             raise BadInput("cells", value=self.cells, allowed="at least 1")
-        if not 0 <= self.trended <= 1:
-            raise BadInput("trended", value=self.trended, allowed="0 to 1")
         if self.base_rate is not None and not _SMALLEST_RATE <= self.base_rate <= 1 - _SMALLEST_RATE:
             raise BadInput(
                 "--base-rate",
@@ -101,7 +94,7 @@ class Forecast:
         Args:
             persons: over all holders, above 0.
         """
-        return self._lost(self._noise_error(persons, self._curvatures[1]), _AUROCS[1])
+        return _fallen(self._noise_error(persons, self._curvatures[1]), _AUROCS[1])
 
     def loss_range(self, persons: float) -> tuple[float, float]:
         """Return the least and the most that a single run is likely to lose; :meth:`loss` lies between.
@@ -110,9 +103,9 @@ class Forecast:
             persons: over all holders, above 0.
         """
         constants, (rare, _, common) = self.constants, self._curvatures
-        low = self._lost(self._noise_error(persons, common) / constants.width, _AUROCS[0])
+        low = _fallen(self._noise_error(persons, common) / constants.width, _AUROCS[0])
         low -= _fallen(self._chance_error(persons, common), _AUROCS[0])
-        high = self._lost(self._noise_error(persons, rare) * constants.width, _AUROCS[2])
+        high = _fallen(self._noise_error(persons, rare) * constants.width, _AUROCS[2])
         return max(0.0, low - constants.margin), high + constants.margin
 
     def lost_to_chance(self, persons: float) -> float:
@@ -130,13 +123,11 @@ class Forecast:
             loss: AUROC, above 0; any noise will do where it cannot be lost.
             persons: over all holders, above 0.
         """
-        left = _AUROCS[1] - loss / self._exposed
+        left = _AUROCS[1] - loss
         if left <= 0.5:
             return math.inf
         error = (ndtri(_AUROCS[1]) / ndtri(left)) ** 2 - 1
-        # The inverse of _noise_error.
-        x = error ** (1 / self.constants.power) / self.constants.noise
-        return float(x * self._curvatures[1] / math.sqrt(self.cells) * persons)
+        return float(error / self._noise_error(persons, self._curvatures[1]) * self.noise)
 
     def persons_for(self, loss: float) -> float:
         """Return how many persons, over all holders, are expected to lose ``loss``; fewer lose more.
@@ -153,20 +144,11 @@ class Forecast:
         fewest, likely, most = (rate * (1 - rate) for rate in rates)
         return fewest, likely, most
 
-    @property
-    def _exposed(self) -> float:
-        """Share of the loss that declared trends leave."""
-        return 1 - self.constants.trends * self.trended
-
     def _noise_error(self, persons: float, curvature: float) -> float:
-        x = self.noise / persons * math.sqrt(self.cells) / curvature
-        return float((self.constants.noise * x) ** self.constants.power)
+        return self.constants.noise * self.noise / persons * math.sqrt(self.cells) / curvature
 
     def _chance_error(self, persons: float, curvature: float) -> float:
         return self.constants.chance * self.cells / (persons * curvature)
-
-    def _lost(self, error: float, auroc: float) -> float:
-        return self._exposed * _fallen(error, auroc)
 
 
 def _fallen(error: float, auroc: float) -> float:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # late where it runs: other commands do not wait for what onl
     from assay.models.encoding import Grid
     from assay.models.forecast import Forecast
 
-__all__ = ["EPSILONS", "plan", "plan_run"]
+__all__ = ["EPSILONS", "forecast_of", "plan", "plan_run"]
 
 MAX_HOLDERS = 10_000
 EPSILONS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -74,7 +74,7 @@ def plan_run(
     }
     outline = outlines[planned.privacy.epsilon]
     label = privacy_label(planned, rounds=outline["rounds"], holders=holders)
-    persons, forecast = holders * rows, _forecast(planned, grid, holders, base_rate)
+    persons, forecast = holders * rows, forecast_of(planned, holders=holders, base_rate=base_rate)
     result = {
         "study": study.name,
         "epsilon": outline["epsilon"],
@@ -130,7 +130,7 @@ def _outline(study: Study, grid: Grid, holders: int, rows: int, base_rate: float
     rounds = study.training.rounds or default_rounds(epsilon=epsilon, persons=persons, holders=noises)
     gradient = mechanism_of(study, grid, number=1, rounds=rounds, contributors=contributors)
     noise = gradient.std * math.sqrt(holders / contributors) / persons
-    forecast = _forecast(study, grid, holders, base_rate)
+    forecast = forecast_of(study, holders=holders, base_rate=base_rate)
     return {
         "epsilon": epsilon,
         "rounds": rounds,
@@ -141,19 +141,19 @@ def _outline(study: Study, grid: Grid, holders: int, rows: int, base_rate: float
     }
 
 
-def _forecast(study: Study, grid: Grid, holders: int, base_rate: float | None) -> Forecast:
-    """Say of a run, and of its scorecard, what a forecast needs."""
+def forecast_of(study: Study, *, holders: int, base_rate: float | None = None) -> Forecast:
+    """Return what foretells the loss of a study's scorecard; arguments as for :func:`plan_run`."""
+    from assay.models.encoding import Grid
     from assay.models.forecast import Forecast
     from assay.models.label import privacy_target
     from assay.privacy.accounting import RunCost
 
     # Rounds share the budget, and average again: one says as much as all of them.
-    one = RunCost.of(privacy_target(study)).gradient(1).noise_multiplier
+    one, grid = RunCost.of(privacy_target(study)).gradient(1).noise_multiplier, Grid.of(study)
     contributors, _ = _noises(study, holders)
     return Forecast(
         noise=one * grid.gradient_clip_norm * math.sqrt(holders / contributors),
         cells=grid.size,
-        trended=sum(feature.risk_trend is not None for feature in study.features) / len(grid.features),
         base_rate=base_rate,
     )
 
