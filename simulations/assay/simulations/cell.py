@@ -112,7 +112,7 @@ def simulate_cell(
         with_model(text, "additive"),
         layout.holders,
         engine=how.engine,
-        report=lambda p: step(f"epsilon {cell.epsilon:g}: federated, round {p.round}/{p.rounds}"),
+        report=lambda p: step(f"federated, {f'round {p.round}/{p.rounds}' if p.kind == 'round' else p.kind}"),
         faults=how.faults,
     )
     seconds = time.monotonic() - start
@@ -158,15 +158,12 @@ def simulate_cell(
 def _baselines(
     text: str, cell: Cell, layout: Layout, pooled: Scorecard, unprotected: Scorecard, step: Step
 ) -> Baselines:
-    def told(words: str) -> None:
-        step(f"epsilon {cell.epsilon:g}: {words}")
-
     neural = None
     if parse_study(text).training.model == "neural":
-        told("neural network, together")
+        step("neural network, together")
         neural = network_metrics(text, layout.holders, layout.test)
     return Baselines(
-        local=train_alone(text, layout.holders, layout.test, seed=cell.seed, step=told),
+        local=train_alone(text, layout.holders, layout.test, seed=cell.seed, step=step),
         pooled=evaluate(pooled, layout.test),
         unprotected=evaluate(unprotected, layout.test),
         neural=neural,
@@ -217,7 +214,7 @@ def _bayes(layout: Layout) -> float | None:
 def _canaries(text: str, cell: Cell, layout: Layout, how: How, step: Step) -> dict[str, Any] | None:
     if not how.canaries:
         return None
-    step(f"epsilon {cell.epsilon:g}: a second run with {how.canaries} made-up persons, attacked")
+    step(f"a second run with {how.canaries} made-up persons, attacked")
     return audit_by_canaries(
         with_model(text, "additive"),
         layout.holders,

@@ -29,7 +29,7 @@ def shown() -> Iterator[Callable[[Event], None]]:
         TextColumn("{task.description}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        number = bar.add_task("", left="")
+        number = bar.add_task("", total=None, left="")
 
         def show(event: Event) -> None:
             left = "" if event.left_s is None else f"about {duration(event.left_s)} left"

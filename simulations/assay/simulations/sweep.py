@@ -144,8 +144,12 @@ class _Progress:
 
     def step(self, task: Task, words: str) -> None:
         """Tell what is being done for a task."""
-        before = f"{_cell_of(task).words}: " if task["kind"] == "cell" and self._cells > 1 else ""
-        self._say(before + words, major=task["kind"] != "cell")
+        if task["kind"] == "cell" and self._cells > 1:
+            where = _cell_of(task).words
+        else:
+            given = (f"{name} {task[name]:g}" for name in ("epsilon", "seed") if name in task)
+            where = ", ".join(given)
+        self._say(f"{where}: {words}", major=task["kind"] != "cell")
 
     def started(self, cell: Cell) -> None:
         """A cell has begun."""
@@ -177,7 +181,7 @@ class _Progress:
         self._spent_cost += self._cost.pop(cell)
 
     def _left(self) -> float | None:
-        if not self._spent_cost > 0:
+        if not self._cost or not self._spent_cost > 0:
             return None
         rate, now = self._spent_s / self._spent_cost, self._clock()
         ahead = sum(self._cost.values()) * rate

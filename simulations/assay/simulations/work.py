@@ -115,7 +115,7 @@ class Work:
             step("pooled model without privacy")
             card = unprotected_card(self._study.text, self.dataset.training(task["seed"]))
         elif task["kind"] == "pooled":
-            step(f"epsilon {task['epsilon']:g}: pooled model")
+            step("pooled model")
             text = self._plan.text_at(self._study, task["epsilon"])
             card = pooled_card(text, self.dataset.training(task["seed"]))
         else:
