@@ -281,6 +281,14 @@ class TestOverlap:
         with pytest.raises(BadInput, match="--overlap"):
             Partition.parse("iid", overlap=overlap)
 
+    @pytest.mark.parametrize(
+        "options",
+        [{"shared": 0.1}, {"shared": float("nan"), "known_to": 2}, {"known_to": 6}, {"skew": float("nan")}],
+    )
+    def test_a_plan_that_was_not_read_is_checked_all_the_same(self, options):
+        with pytest.raises(BadInput, match=r"--overlap|--skew"):
+            Partition(**options)
+
     def test_more_holders_for_one_person_than_there_are(self):
         plan = Partition.parse("iid", overlap="0.2:4")
         with pytest.raises(BadInput, match="--overlap is 4; allowed: at most 3"):

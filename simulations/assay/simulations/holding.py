@@ -129,7 +129,8 @@ def _numbered(persons: Rows, parts: Sequence[Part]) -> Rows:
     holder = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])
     pairs, number = np.unique(holder * (int(persons.max()) + 1) + persons, return_inverse=True)
     first = np.searchsorted(pairs, np.arange(len(parts)) * (int(persons.max()) + 1))
-    return (number - first[holder]).astype(np.int64)
+    codes: Rows = (number - first[holder]).astype(np.int64)
+    return codes
 
 
 def _pairs(parts: Sequence[Part], persons: Rows | None) -> tuple[Rows, Rows]:

@@ -157,7 +157,8 @@ def _another(known: Rows, sizes: Rows, rng: np.random.Generator) -> Rows:
     place = rng.integers(0, ends[-1] - sizes[taken].sum(axis=1))
     for holder in taken.T:
         place += np.where(place >= ends[holder] - sizes[holder], sizes[holder], 0)
-    return np.searchsorted(ends, place, side="right").astype(np.int64)
+    another: Rows = np.searchsorted(ends, place, side="right").astype(np.int64)
+    return another
 
 
 def rows_of(owner: Rows, who: Rows, where: Rows, codes: Rows, holders: int) -> list[Rows]:

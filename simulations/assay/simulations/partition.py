@@ -9,9 +9,9 @@ and then :func:`assay.simulations.holding.hold_all` for each holder's records an
 :func:`assay.simulations.holding.describe` for a report. Randomness here decides a simulation's layout, never
 noise. The rows of one person always stay together at a holder, and no holder is empty.
 
-Flower Datasets' partitioners (flwr-datasets 0.6.1) draw the same shares, but need 50 packages and 3 s to
-import, give no person to two holders, cut rows or columns but never both, take 19 s to plan a million rows over
-1,000 holders by ``DirichletPartitioner`` and give up over 10,000, so none is used.
+Flower Datasets' partitioners (flwr-datasets 0.6.1) are not used: 48 packages, 3 s to import, no person at two
+holders, rows or columns but never both; ``DirichletPartitioner`` draws the same shares, but takes 19 s for a
+million rows over 1,000 holders and gives up over 10,000.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ MAX_KNOWN_TO = 5
 SKEW = 0.5
 """Dirichlet concentration where none is given: holders' base rates differ several-fold."""
 _LEAST_SKEW, _MOST_SKEW = 1e-3, 1e6  # between them a draw over 10,000 holders stays finite
+_OVERLAP = f"a share from 0 to 1, or SHARE:HOLDERS with 2 to {MAX_KNOWN_TO} holders, such as 0.2:3"
 _FORMS = f"{', '.join(NAMED)}, component:A+B,C, feature:COLUMN or a column of the data"
 
 Rows = NDArray[np.int64]
@@ -79,6 +80,13 @@ class Partition:
     shared: float = 0.0
     known_to: int = 1
 
+    def __post_init__(self) -> None:
+        if not _LEAST_SKEW <= self.skew <= _MOST_SKEW:
+            raise BadInput("--skew", value=self.skew, allowed=f"{_LEAST_SKEW:g} to {_MOST_SKEW:,.0f}")
+        least = 2 if self.shared else 1
+        if not 0 <= self.shared <= 1 or not least <= self.known_to <= MAX_KNOWN_TO:
+            raise BadInput("--overlap", value=f"{self.shared}:{self.known_to}", allowed=_OVERLAP)
+
     @classmethod
     def parse(cls, partition: str, *, skew: float | None = None, overlap: str | None = None) -> Partition:
         """Read the options of ``assay simulate``.
@@ -101,8 +109,6 @@ class Partition:
             raise BadInput(
                 "--skew", value=skew, allowed="nothing unless --partition is label or feature:COLUMN"
             )
-        if not _LEAST_SKEW <= skew <= _MOST_SKEW:
-            raise BadInput("--skew", value=skew, allowed=f"{_LEAST_SKEW:g} to {_MOST_SKEW:,.0f}")
         return cls(kind=kind, name=name, bundles=bundles, skew=skew, shared=shared, known_to=known_to)
 
     @property
@@ -324,11 +330,7 @@ def _overlap(overlap: str) -> tuple[float, int]:
     except ValueError:
         shared, known_to = math.nan, 2
     if not 0 <= shared <= 1 or not 2 <= known_to <= MAX_KNOWN_TO:
-        raise BadInput(
-            "--overlap",
-            value=overlap,
-            allowed=f"a share from 0 to 1, or SHARE:HOLDERS with 2 to {MAX_KNOWN_TO} holders, such as 0.2:3",
-        )
+        raise BadInput("--overlap", value=overlap, allowed=_OVERLAP)
     return shared, known_to if shared else 1
 
 
