@@ -16,10 +16,12 @@ pfl      Apple's pfl 0.6, federated averaging with one full-batch step at each u
 
 A round is the time from the end of one to the end of the next, so the first does not count. The whole run is
 from starting the interpreter to its end, imports and making the data included. Memory is that of the process
-and all its descendants, looked at five times a second: the sum of their resident sets, and, in brackets,
-with shared pages counted once (PSS). Also measured: 1,000 holders of 1,000 rows and 10,000 of 100, 30 rounds
-each, and how the time grows with rows and with holders. Ends with 1 where a goal is missed. Works offline;
-needs Linux and `pip install 'assay[bench]'`.
+and all its descendants, looked at five times a second: the sum of their resident sets, and with shared pages
+counted once (PSS), every two seconds. Processor time is that of all of them.
+
+Also measured: 1,000 holders of 1,000 rows and 10,000 of 100, 30 rounds each, and how the time grows with rows
+and with holders. Ends with 1 where a goal is missed. Works offline; needs Linux and `pip install
+'assay[bench]'`.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,7 @@ from simulation_peers import Task
 os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", OMP_NUM_THREADS="1")
 
 LOOK_S, LIMIT_S = 0.2, 1800.0
-PAGE = os.sysconf("SC_PAGE_SIZE")
+PAGE, TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 LARGE = {
     "1,000 holders x 1,000 rows": {"holders": 1000, "rows": 1000, "limit_s": 60, "limit_mb": 2000},
     "10,000 holders x 100 rows": {"holders": 10_000, "rows": 100, "limit_s": 120, "limit_mb": None},
@@ -53,47 +56,74 @@ LINES = {
     "holders": [{"holders": holders, "rows": 1000} for holders in (100, 200, 400, 800, 1600)],
 }
 
+RATIOS = ("round_s", "round_cpu_s", "total_s", "total_cpu_s", "peak_mb", "peak_pss_mb")
+
 Figures = dict[str, Any]
 
 
 # One measurement ----------------------------------------------------------------------------------
 
 
-def descendants(pid: int) -> list[int]:
-    """Return a process and everything it has started, directly or not."""
-    parents: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-            parents.setdefault(parent, []).append(int(path.parent.name))
-    found = [pid]
-    for member in found:  # grows while it is walked
-        found += parents.get(member, [])
-    return found
+@dataclass
+class Meter:
+    """Memory and processor time of a process and everything it has started, directly or not."""
+
+    pid: int
+    peak_mb: float = 0.0
+    peak_pss_mb: float = 0.0
+    times: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+
+    def look(self) -> None:
+        """Look once; at shared pages only now and then, since counting them takes processor time itself."""
+        parents: dict[int, list[int]] = {}
+        ticks: dict[int, int] = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                fields = path.read_text().rpartition(")")[2].split()  # proc(5), from field 3 on
+                parents.setdefault(int(fields[1]), []).append(int(path.parent.name))
+                ticks[int(path.parent.name)] = sum(map(int, fields[11:15]))
+        members = [self.pid]
+        for member in members:  # grows while it is walked
+            members += parents.get(member, [])
+        self.times.append(time.time())
+        self.cpu_s.append(sum(ticks.get(member, 0) for member in members) / TICK)
+        self.peak_mb = max(self.peak_mb, sum(map(resident_mb, members)))
+        if len(self.times) % 10 == 0:
+            self.peak_pss_mb = max(self.peak_pss_mb, sum(map(pss_mb, members)))
+
+    def cpu_at(self, moments: list[float]) -> list[float]:
+        """Return the processor time used up to these moments, seconds since 1970."""
+        return np.interp(moments, self.times, self.cpu_s).tolist()
 
 
-def memory(pids: list[int]) -> tuple[float, float]:
-    """Return the memory of processes, MB: their resident sets, and with shared pages counted once."""
-    resident = shared = 0
-    for pid in pids:
-        with suppress(OSError):
-            resident += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            shared += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return resident / 1e6, shared / 1e6
+def resident_mb(pid: int) -> float:
+    """Return the resident set of a process; 0 when it has ended."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 1e6
+    return 0.0
+
+
+def pss_mb(pid: int) -> float:
+    """Return the same with every page divided by the number of processes that share it."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
 
 
 def measure(name: str, task: Task) -> Figures:
     """Run one program in a fresh process; return its times and memory."""
-    began, peaks = time.time(), (0.0, 0.0)
+    began = time.time()
     command = [sys.executable, str(Path(__file__).with_name("simulation_peers.py")), name, task.json()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
+        meter = Meter(run.pid)
         try:
             while run.poll() is None:
                 if time.time() - began > LIMIT_S:
                     raise SystemExit(f"{name} took more than {LIMIT_S:g} s")
-                now = memory(descendants(run.pid))
-                peaks = (max(peaks[0], now[0]), max(peaks[1], now[1]))
+                meter.look()
                 time.sleep(LOOK_S)
         finally:
             run.kill()
@@ -103,25 +133,28 @@ def measure(name: str, task: Task) -> Figures:
     if run.returncode or not said:
         raise SystemExit(f"{name} ended with {run.returncode}; run it alone to see why: {' '.join(command)}")
     found = json.loads(said[-1])
-    rounds = np.diff(found["ends"]).tolist()
-    return {**found, "total_s": total_s, "round_s": rounds, "peak_mb": peaks[0], "peak_pss_mb": peaks[1]}
+    cpu_ends = found.get("cpu_ends") or meter.cpu_at(found["ends"])
+    return {
+        **found,
+        "total_s": total_s,
+        "total_cpu_s": max(meter.cpu_s),
+        "round_s": np.diff(found["ends"]).tolist(),
+        "round_cpu_s": np.diff(cpu_ends).tolist(),
+        "peak_mb": meter.peak_mb,
+        "peak_pss_mb": meter.peak_pss_mb,
+    }
 
 
 def together(runs: list[Figures], task: Task) -> Figures:
     """Return the medians over repetitions and rounds."""
-    rounds = [seconds for run in runs for seconds in run["round_s"]]
     middle = {
-        key: statistics.median(run[key] for run in runs) for key in ("total_s", "peak_mb", "peak_pss_mb")
+        key: statistics.median(run[key] for run in runs)
+        for key in ("total_s", "total_cpu_s", "peak_mb", "peak_pss_mb")
     }
-    round_s = statistics.median(rounds)
-    return {
-        "total_s": round(middle["total_s"], 2),
-        "round_s": round(round_s, 4),
-        "holder_round_us": round(1e6 * round_s / task.holders),
-        "peak_mb": round(middle["peak_mb"]),
-        "peak_pss_mb": round(middle["peak_pss_mb"]),
-        "runs": len(runs),
-    }
+    for key in ("round_s", "round_cpu_s"):
+        middle[key] = statistics.median(seconds for run in runs for seconds in run[key])
+    middle["holder_round_us"] = 1e6 * middle["round_s"] / task.holders
+    return {**{key: round(each, 4) for key, each in middle.items()}, "runs": len(runs)}
 
 
 # What is measured ---------------------------------------------------------------------------------
@@ -141,15 +174,9 @@ def compare(task: Task, peers: list[str], repetitions: int) -> Figures:
                 tell(f"{name}, {task.holders} holders x {task.rows} rows x {task.rounds} rounds")
                 runs[name].append(measure(name, task))
     found: Figures = {name: together(each, task) for name, each in runs.items()}
-    ours = found["assay"]
-    if "flower" in found:
-        theirs = found["flower"]
-        found["flower_times_per_round"] = round(theirs["round_s"] / ours["round_s"], 1)
-        found["flower_times_in_all"] = round(theirs["total_s"] / ours["total_s"], 1)
-        found["flower_times_memory"] = round(theirs["peak_mb"] / ours["peak_mb"], 1)
-        found["flower_times_memory_pss"] = round(theirs["peak_pss_mb"] / ours["peak_pss_mb"], 1)
-    if "pfl" in found:
-        found["pfl_times_per_round"] = round(found["pfl"]["round_s"] / ours["round_s"], 1)
+    for name in peers:
+        ratios = {key: round(found[name][key] / found["assay"][key], 1) for key in RATIOS}
+        found[name]["times_assay"] = ratios
     return found
 
 
@@ -192,13 +219,13 @@ def goals(found: Figures) -> list[tuple[str, bool]]:
         out += [
             (
                 "at least 30 times as fast per round as Flower with Opacus",
-                compared["flower_times_per_round"] >= 30,
+                compared["flower"]["times_assay"]["round_s"] >= 30,
             ),
-            ("at least 8 times as fast with start-up", compared["flower_times_in_all"] >= 8),
-            ("at most a third of its memory", compared["flower_times_memory"] >= 3),
+            ("at least 8 times as fast with start-up", compared["flower"]["times_assay"]["total_s"] >= 8),
+            ("at most a third of its memory", compared["flower"]["times_assay"]["peak_mb"] >= 3),
         ]
     if "pfl" in compared:
-        out.append(("faster than pfl per client and round", compared["pfl_times_per_round"] > 1))
+        out.append(("faster than pfl per client and round", compared["pfl"]["times_assay"]["round_s"] > 1))
     for words, figures in found.get("large", {}).items():
         size = LARGE[words]
         out.append((f"{words}: under {size['limit_s']} s", figures["total_s"] < size["limit_s"]))
@@ -211,7 +238,16 @@ def goals(found: Figures) -> list[tuple[str, bool]]:
 
 # Output -------------------------------------------------------------------------------------------
 
-LABELS = {"assay": "Assay", "flower": "Flower + Opacus", "pfl": "pfl"}
+LABELS = {"assay": "Assay", "flower": "Flower, Opacus", "pfl": "pfl"}
+ROWS = (
+    ("from one round to the next, s", "round_s", "{:,.3f}"),
+    ("  processor time, s", "round_cpu_s", "{:,.3f}"),
+    ("  for one holder, microseconds", "holder_round_us", "{:,.0f}"),
+    ("whole run with start-up, s", "total_s", "{:,.1f}"),
+    ("  processor time, s", "total_cpu_s", "{:,.1f}"),
+    ("peak memory, MB", "peak_mb", "{:,.0f}"),
+    ("  shared pages counted once, MB", "peak_pss_mb", "{:,.0f}"),
+)
 
 
 def show(found: Figures, task: Task) -> None:
@@ -221,22 +257,14 @@ def show(found: Figures, task: Task) -> None:
         f"{task.holders} holders x {task.rows:,} rows x {task.rounds} rounds, {task.features} features,"
         f" {os.cpu_count()} cores, load before {found['load_before']}, after {found['load_after']}"
     )
-    print(f"{'':<18}{'a round, s':>12}{'a holder, ms':>14}{'whole run, s':>14}{'memory, MB':>20}")
-    for name in [name for name in LABELS if name in compared]:
-        each = compared[name]
-        peaks = f"{each['peak_mb']:,} ({each['peak_pss_mb']:,})"
-        print(
-            f"{LABELS[name]:<18}{each['round_s']:>12.3f}{each['holder_round_us'] / 1e3:>14.2f}"
-            f"{each['total_s']:>14.1f}{peaks:>20}"
-        )
-    if "flower" in compared:
-        print(
-            f"Flower with Opacus takes {compared['flower_times_per_round']} times as long for a round,"
-            f" {compared['flower_times_in_all']} in all, {compared['flower_times_memory']} times the memory"
-            f" ({compared['flower_times_memory_pss']})"
-        )
-    if "pfl" in compared:
-        print(f"pfl takes {compared['pfl_times_per_round']} times as long for a client and round")
+    names = [name for name in LABELS if name in compared]
+    print(f"{'':<34}" + "".join(f"{LABELS[name]:>22}" for name in names))
+    for words, key, form in ROWS:
+        cells = []
+        for name in names:
+            ratio = compared[name].get("times_assay", {}).get(key)
+            cells.append(form.format(compared[name][key]) + (f" ({ratio:g} x)" if ratio else ""))
+        print(f"{words:<34}" + "".join(f"{cell:>22}" for cell in cells))
     for words, each in found.get("large", {}).items():
         print(
             f"{words} x {LARGE_ROUNDS} rounds: {each['total_s']:.1f} s, a round {each['round_s']:.2f} s,"
