@@ -70,6 +70,10 @@ kind = "integer"
 domain = [0, 3]
 label = "Returns"
 
+[[interactions]]
+features = ["amount", "basket"]
+description = "What somebody spends, beside what is sent back."
+
 [privacy]
 epsilon = 1.0
 """
@@ -126,7 +130,7 @@ def card(seed: int = 1, scale: float = 0.5) -> Scorecard:
         points=made.points,
         bases=made.bases,
         means=made.means,
-        near=made.means + rng.normal(0, 5, len(GRID.features)),
+        near=made.means + rng.normal(0, 5, len(GRID.terms)),
     )
 
 

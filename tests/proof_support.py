@@ -30,11 +30,12 @@ RUN = "5a" * 16
 NONE = np.zeros(1)
 
 
-def study_text(*, features, values, epsilon=2.0, rounds=4, person=False, groups=0):
+def study_text(*, features, values, epsilon=2.0, rounds=4, person=False, groups=0, pairs=0):
     """A study of ``features`` integer features with ``values`` values each, for a sum over holders.
 
     Args:
         groups: declared groups of an audited column; none without.
+        pairs: of the first feature with each of so many others, that have points together.
     """
     head = """\
 [study]
@@ -60,6 +61,7 @@ domain = [0, {values - 1}]
     who = '\n[person]\ncolumn = "PERSON"\n' if person else ""
     levels = ", ".join(f'"g{number}"' for number in range(groups))
     audited = f'\n[fairness]\ncolumns = ["GROUP"]\ngroups = {{ GROUP = [{levels}] }}\n' if groups else ""
+    together = "".join(f'\n[[interactions]]\nfeatures = ["f0", "f{n}"]\n' for n in range(1, pairs + 1))
     tail = f"""
 [training]
 rounds = {rounds}
@@ -70,7 +72,7 @@ delta = 1e-6
 trust = "distributed"
 tolerated = 1
 """
-    return head + who + inputs + audited + tail
+    return head + who + inputs + together + audited + tail
 
 
 def permissive(study):

@@ -52,7 +52,7 @@ def files(holders, asked):
 def craft(holders, asked, name="bank", *, points=None, components=("payment_history",), **changes):
     """Write what a holder's own software would not: a well-signed statement of anything."""
     request = PointsRequest.read(asked / "points-request.json")
-    late = [None, int(holders.open().scorecard.points[GRID.offsets[1]]), None, None, None]
+    late = [None, int(holders.open().scorecard.points[GRID.offsets[1]]), None, None, None, None]
     given = {
         "components": components,
         "admission": Join.read(holders.root / name / "join.toml"),
@@ -114,7 +114,7 @@ class TestTheSameNumbers:
             assert result["band"] == row["band"]
             assert [r["words"] for r in result["reasons"]] == [row[f"reason_{i}"] for i in range(1, 5)]
             assert {f["name"]: f["points"] for f in result["features"]} == {
-                f.name: int(row[f"points_{f.name}"]) for f in GRID.features
+                term.name: int(row[f"points_{term.name}"]) for term in GRID.terms
             }
 
     def test_in_any_order_of_the_files(self, holders, asked, files):
@@ -147,6 +147,7 @@ class TestTheSameNumbers:
             "region": None,
             "basket": "shop",
             "returns": "shop",
+            "amount_x_basket": "shop",
         }
         region = next(f for f in result["features"] if f["name"] == "region")
         assert region["points"] == 0
@@ -335,15 +336,16 @@ class TestHolders:
     @pytest.mark.parametrize(
         ("points", "components", "words"),
         [
-            ([None, None, None, None, None], ("payment_history",), "points of late"),
-            ([None, 0, 0, None, None], ("payment_history",), "points of region"),
-            ([5, 0, None, None, None], ("payment_history",), "points of amount"),
-            ([None, 10**6, None, None, None], ("payment_history",), "what a cell"),
-            ([None, -(10**6), None, None, None], ("payment_history",), "what a cell"),
+            ([None, None, None, None, None, None], ("payment_history",), "points of late"),
+            ([None, 0, 0, None, None, None], ("payment_history",), "points of region"),
+            ([5, 0, None, None, None, None], ("payment_history",), "points of amount"),
+            ([None, 0, None, None, None, 3], ("payment_history",), "points of amount_x_basket"),
+            ([None, 10**6, None, None, None, None], ("payment_history",), "what a cell"),
+            ([None, -(10**6), None, None, None, None], ("payment_history",), "what a cell"),
             ([None, 0], ("payment_history",), "one per feature"),
-            ([None, 0, None, None, None, 7], ("payment_history",), "one per feature"),
-            ([None, 0, None, None, None], ("payment_history", "wealth"), "components"),
-            ([None, 0, None, None, None], ("third_party",), "components"),
+            ([None, 0, None, None, None, None, 7], ("payment_history",), "one per feature"),
+            ([None, 0, None, None, None, None], ("payment_history", "wealth"), "components"),
+            ([None, 0, None, None, None, None], ("third_party",), "components"),
         ],
     )
     def test_points_that_the_model_cannot_give(self, holders, asked, points, components, words):

@@ -159,7 +159,7 @@ class TestStatement:
         read = Statement.read(statement)
         opened = read.open(load_recipient_key(asked / "keys" / "recipient.key"))
         assert (read.holder, read.components) == ("bank", ("payment_history",))
-        assert [number is not None for number in opened.points] == [False, True, False, False, False]
+        assert [number is not None for number in opened.points] == [False, True, False, False, False, False]
         logged = next(entry for entry in entries(holders, "bank") if entry["kind"] == "points")
         assert logged["data"] == {
             "bundle": holders.open().digest,

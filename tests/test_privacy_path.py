@@ -168,8 +168,8 @@ def assert_variance(noise, variance):
 class TestSensitivity:
     """T2: with the noise off, no person moves the unmasked integers by more than the noise is made for."""
 
-    FEATURES, VALUES, ROUNDS = 3, 8, 4
-    TEXT = study_text(features=FEATURES, values=VALUES, person=True, groups=3)
+    FEATURES, PAIRS, VALUES, ROUNDS = 3, 2, 8, 4
+    TEXT = study_text(features=FEATURES, values=VALUES, person=True, groups=3, pairs=PAIRS)
     BASE = 12
     ALIKE, DIFFERENT = [[4, 4, 4]] * 50, [[i % 8, i // 8, (3 * i) % 8] for i in range(50)]
     # Rows, labels and groups of one person: 0 to 2 are declared, 3 is another, 4 is none.
@@ -210,12 +210,12 @@ class TestSensitivity:
     def models(self, grid):
         """Models that are hard on the bounds.
 
-        For the near block: everybody at the cut-off with points of every feature at their largest. And
-        everybody certainly bad, or its opposite: residuals and chances of 1.
+        For the near block: everybody at the cut-off with points of every feature and pair at their largest.
+        And everybody certainly bad, or its opposite: residuals and chances of 1.
         """
         factor, near, sure = 40 / math.log(2), np.zeros(grid.width), np.zeros(grid.width)
         near[: grid.size] = -50 / factor
-        near[-1] = math.log(1 / 30) + (650 - 600 + 50 * self.FEATURES) / factor
+        near[-1] = math.log(1 / 30) + (650 - 600 + 50 * (self.FEATURES + self.PAIRS)) / factor
         sure[-1] = 100.0
         return near, sure
 
