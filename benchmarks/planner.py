@@ -76,8 +76,13 @@ def kept(rows: Iterator[Row], path: Path | None) -> list[Row]:
     """Write rows to a file as they come, one JSON object a line, and return them all."""
     if path is None:
         return list(rows)
+    found = []
     with path.open("w", encoding="utf-8") as file:
-        return [row for row in rows if file.write(json.dumps(row) + "\n") and not file.flush()]
+        for row in rows:
+            found.append(row)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+    return found
 
 
 def _drawn(data: Data, persons: int, draw: int, epsilons: Sequence[float]) -> Iterator[Row]:

@@ -2,7 +2,11 @@
 
 import json
 import math
+import subprocess
+import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import typer
 from dp_accounting.pld.privacy_loss_mechanism import GaussianPrivacyLoss
@@ -10,15 +14,20 @@ from toy_study import FEATURES, GRID, LAST, TEXT, sizes
 from typer.testing import CliRunner
 
 from assay.models.fitting import default_rounds
+from assay.models.forecast import BASE_RATES, CONSTANTS, Forecast
 from assay.models.label import (
     label_in_words,
     mechanism_of,
     privacy_label,
     privacy_target,
 )
-from assay.models.plan import plan, plan_run
-from assay.models.study import parse_study
+from assay.models.plan import EPSILONS, forecast_of, plan, plan_run
+from assay.models.study import parse_study, read_study
 from assay.privacy.errors import BadInput, Refused
+from assay.simulations.engine import with_trust
+from assay.simulations.examples import example
+from assay.simulations.population_read import read_parameters
+from assay.simulations.population_study import study_text
 
 
 def study(trust="distributed", **privacy):
@@ -138,6 +147,65 @@ class TestCommand:
         assert (done.exit_code, done.stdout) == (3, "")
         assert done.stderr.startswith("assay: holders is 2; allowed: 3 to 1000")
 
+    def test_json_has_all_keys(self, run):
+        found = json.loads(run("--rows", "1000", "--base-rate", "0.1", "--json").stdout)
+        assert set(found) == KEYS
+        assert found["base_rate"] == 0.1
+
+    def test_too_few_persons_are_a_warning_on_standard_error_and_exit_code_0(self, run):
+        done = run("--rows", "40", "--epsilon", "0.1", "--epsilon", "3")
+        assert done.exit_code == 0
+        assert done.stderr.startswith(
+            "warning: 120 persons are too few for epsilon 0.1: the noise is expected"
+        )
+        assert "toy: epsilon 0.1" in done.stdout
+        assert "warning" not in done.stdout
+        as_json = run("--rows", "40", "--epsilon", "0.1", "--json")
+        assert (as_json.exit_code, as_json.stderr) == (0, "")
+        assert [f"warning: {each}" for each in json.loads(as_json.stdout)["warnings"]] == (
+            run("--rows", "40", "--epsilon", "0.1").stderr.splitlines()
+        )
+
+    def test_text_says_what_is_expected_what_is_needed_and_compares(self, run):
+        lines = run("--rows", "1000", "--base-rate", "0.2").stdout.splitlines()
+        expected = plan_run(STUDY, holders=3, rows=1000, base_rate=0.2)
+        low, high = expected["expected_auroc_loss_range"]
+        assert f"  AUROC lost        {expected['expected_auroc_loss']:.3f} expected" in lines[5]
+        assert f"{low:.3f} to {high:.3f} likely, against no privacy (base rate 0.2)" in lines[5]
+        assert f"{expected['persons_for_loss_001']:,} persons at this epsilon" in lines[6]
+        assert lines[8].split() == ["epsilon", "rounds", "expected", "likely"]
+        assert [line.split()[0] for line in lines[9:15]] == [f"{epsilon:g}" for epsilon in EPSILONS]
+        assert "nobody says" in run("--rows", "1000").stdout
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("--rows", "0"), "--rows is 0; allowed: 1 to 10^12"),
+            (("--epsilon", "nan"), "--epsilon is nan; allowed"),
+            (("--epsilon", "0"), "--epsilon is 0.0; allowed"),
+            (("--epsilon", "5000"), "--epsilon is 5000.0; allowed: above 0, at most 1000"),
+            (("--base-rate", "0"), "--base-rate is 0.0; allowed: 1e-06 to 0.999999. It is the share"),
+            (("--base-rate", "1"), "--base-rate is 1.0; allowed"),
+            (("--base-rate", "nan"), "--base-rate is nan; allowed"),
+            (("--holders", "10001"), "--holders is 10001; allowed: 1 to 10000"),
+        ],
+    )
+    def test_what_is_out_of_range_is_one_line_that_says_what_is_allowed(self, run, arguments, words):
+        done = run(*arguments)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"assay: {words}")
+        assert done.stderr.count("\n") == 1
+
+    def test_the_installed_command_plans_the_example(self):
+        command = [sys.executable, "-m", "assay.simulations.main", "privacy", "plan", str(EXAMPLE)]
+        done = subprocess.run(
+            [*command, "--rows", "8000", "--base-rate", "0.22", "--json"], capture_output=True, check=True
+        )
+        found = json.loads(done.stdout)
+        assert set(found) == KEYS
+        assert 0.0005 < found["expected_auroc_loss"] < 0.01
+        assert found["warnings"] == []
+
     def test_a_missing_study_is_exit_code_2(self, run):
         assert run(study="none.toml").exit_code == 2
 
@@ -146,6 +214,214 @@ class TestCommand:
         (tmp_path / "refused.toml").write_text(refused, encoding="utf-8")
         done = run(study="refused.toml")
         assert (done.exit_code, done.stdout) == (3, "")
+
+
+EXAMPLE = example("taiwan") / "study.toml"
+TEXTS = {"taiwan": read_study(EXAMPLE).text}
+TEXTS |= {outcome: study_text(read_parameters(), outcome) for outcome in ("credit", "fraud")}
+RATES = {"taiwan": 0.218, "credit": 0.092, "fraud": 0.026}
+# AUROC lost, means of one to four runs of one holder by benchmarks/planner.py: persons, epsilon, loss.
+MEASURED = {
+    "taiwan": [
+        (1_000, 0.25, 0.122),
+        (1_000, 1, 0.007),
+        (3_000, 0.25, 0.059),
+        (3_000, 0.5, 0.029),
+        (10_000, 0.25, 0.022),
+        (10_000, 1, 0.009),
+        (24_000, 0.25, 0.009),
+        (24_000, 1, 0.004),
+        (24_000, 8, 0.0),
+    ],
+    "credit": [
+        (1_000, 0.25, 0.045),
+        (3_000, 0.5, 0.036),
+        (10_000, 0.25, 0.029),
+        (10_000, 1, 0.008),
+        (30_000, 0.25, 0.017),
+        (100_000, 1, 0.001),
+    ],
+    "fraud": [
+        (3_000, 0.25, 0.102),
+        (10_000, 0.25, 0.106),
+        (10_000, 1, 0.028),
+        (30_000, 0.25, 0.063),
+        (100_000, 0.25, 0.011),
+    ],
+}
+CASES = [(data, *case) for data, cases in MEASURED.items() for case in cases]
+KEYS = {
+    *("study", "epsilon", "delta", "trust", "holders", "rows", "rounds", "cells", "audited", "sensitivity"),
+    *("noise_multiplier", "counts_noise_multiplier", "epsilon_per_holder", "epsilon_if_aggregation_fails"),
+    *("noise_of_mean_gradient", "outlook", "persons", "base_rate", "expected_auroc_loss"),
+    *("expected_auroc_loss_range", "persons_for_loss_001", "persons_for_loss_002", "epsilon_for_loss_001"),
+    *("epsilon_for_loss_002", "by_epsilon", "warnings"),
+}
+
+
+def planned(data, persons, epsilon, base_rate=None, **changed):
+    """The plan of one holder that has all persons."""
+    one = parse_study(with_trust(TEXTS[data], "local"))
+    return plan_run(
+        one, holders=1, rows=persons, base_rate=base_rate or RATES[data], epsilons=[epsilon], **changed
+    )
+
+
+class TestForecast:
+    @pytest.mark.parametrize(("data", "persons", "epsilon", "loss"), CASES)
+    def test_what_was_measured_is_in_the_range_and_near_what_is_expected(self, data, persons, epsilon, loss):
+        result = planned(data, persons, epsilon)
+        low, high = result["expected_auroc_loss_range"]
+        assert low <= loss <= high
+        assert abs(math.sqrt(result["expected_auroc_loss"]) - math.sqrt(loss)) < 0.2
+
+    def test_the_range_can_tell_what_epsilon_it_was(self):
+        """Control: losses at epsilon .25 lie beyond what is foretold for epsilon 8."""
+        for data, persons, epsilon, loss in CASES:
+            if epsilon == 0.25 and 3_000 <= persons < 100_000:
+                assert loss > planned(data, persons, 8)["expected_auroc_loss_range"][1]
+
+    def test_over_all_that_was_measured_it_is_right_to_a_hundredth_or_so(self):
+        errors = [planned(d, n, e)["expected_auroc_loss"] - loss for d, n, e, loss in CASES]
+        assert np.mean(np.abs(errors)) < 0.02
+        many = [error for error, (_, persons, _, _) in zip(errors, CASES, strict=True) if persons >= 10_000]
+        assert np.mean(np.abs(many)) < 0.01
+
+    @pytest.mark.parametrize("base_rate", [None, 0.02])
+    @pytest.mark.parametrize("one", [STUDY, LOCAL], ids=["distributed", "local"])
+    def test_neither_more_persons_nor_a_larger_epsilon_loses_more(self, one, base_rate):
+        ends, losses = [], []
+        epsilons = (0.01, 0.1, *EPSILONS, 30.0, 300.0)
+        for rows in np.unique(np.geomspace(1, 1e9, 13).astype(int)).tolist():
+            found = plan_run(one, holders=4, rows=rows, base_rate=base_rate, epsilons=epsilons)["by_epsilon"]
+            losses.append([row["expected_auroc_loss"] for row in found])
+            ends.append([row["expected_auroc_loss_range"][1] for row in found])
+        for numbers in (np.array(losses), np.array(ends)):
+            assert (np.diff(numbers, axis=0) <= 0).all()
+            assert (np.diff(numbers, axis=1) <= 0).all()
+        assert losses[0][0] > 0.25 > 0.001 > losses[-1][-1]
+
+    def test_the_range_contains_what_is_expected(self):
+        for rows in (1, 100, 10_000, 10**9):
+            for row in plan_run(LOCAL, holders=2, rows=rows)["by_epsilon"]:
+                low, high = row["expected_auroc_loss_range"]
+                assert 0 <= low <= row["expected_auroc_loss"] <= high < 0.5
+
+    def test_the_number_of_rounds_does_not_change_what_is_expected(self):
+        """They share the budget, and average again. The noise of one of them does change."""
+        few, many = (replace(LOCAL, training=replace(LOCAL.training, rounds=rounds)) for rounds in (15, 600))
+        ours, theirs = (plan_run(each, holders=1, rows=1000) for each in (few, many))
+        assert ours["expected_auroc_loss"] == theirs["expected_auroc_loss"]
+        assert theirs["noise_of_mean_gradient"] == pytest.approx(
+            ours["noise_of_mean_gradient"] * math.sqrt(40), rel=1e-3
+        )
+
+    @pytest.mark.parametrize("one", [STUDY, LOCAL], ids=["distributed", "local"])
+    def test_its_noise_is_that_of_a_round_over_the_root_of_their_number(self, one):
+        result, persons = plan_run(one, holders=5, rows=2000), 5 * 2000
+        expected = result["noise_of_mean_gradient"] * persons / math.sqrt(result["rounds"])
+        assert forecast_of(one, holders=5).noise == pytest.approx(expected, rel=3e-3)
+
+    def test_separate_noises_cost_more_than_one_that_is_shared(self):
+        shared, separate = (
+            plan_run(one, holders=9, rows=1000)["expected_auroc_loss"] for one in (STUDY, LOCAL)
+        )
+        assert separate > 2 * shared
+
+    def test_rare_outcomes_cost_more_and_an_unknown_rate_covers_them(self):
+        rare, likely, common = (planned("taiwan", 5000, 1, base_rate=rate) for rate in BASE_RATES)
+        losses = [each["expected_auroc_loss"] for each in (rare, likely, common)]
+        assert losses[0] > 2 * losses[2]
+        one = parse_study(with_trust(TEXTS["taiwan"], "local"))
+        unknown = plan_run(one, holders=1, rows=5000, epsilons=[1])
+        assert unknown["expected_auroc_loss"] == losses[1]
+        assert unknown["expected_auroc_loss_range"] == [
+            common["expected_auroc_loss_range"][0],
+            rare["expected_auroc_loss_range"][1],
+        ]
+
+    @pytest.mark.parametrize(("data", "persons", "epsilon"), [("taiwan", 2000, 0.5), ("fraud", 10_000, 0.5)])
+    @pytest.mark.parametrize(("key", "loss"), [("001", 0.01), ("002", 0.02)])
+    def test_what_it_says_is_needed_is_enough_and_hardly_more(self, data, persons, epsilon, key, loss):
+        result = planned(data, persons, epsilon)
+        assert result["expected_auroc_loss"] > loss
+        more, larger = result[f"persons_for_loss_{key}"], result[f"epsilon_for_loss_{key}"]
+        assert more > persons
+        assert larger > epsilon
+        for needed, much_less in (
+            (planned(data, more, epsilon), planned(data, int(more * 0.85), epsilon)),
+            (planned(data, persons, larger), planned(data, persons, larger * 0.85)),
+        ):
+            assert needed["expected_auroc_loss"] <= loss < much_less["expected_auroc_loss"]
+
+    def test_no_epsilon_is_named_where_none_would_do(self):
+        result = plan_run(LOCAL, holders=1, rows=1)
+        assert result["epsilon_for_loss_001"] is None
+        assert result["persons_for_loss_001"] > 1
+
+    def test_a_forecast_refuses_what_is_out_of_range(self):
+        good = {"noise": 1.0, "cells": 10, "base_rate": 0.1, "constants": CONSTANTS}
+        assert 0 < Forecast(**good).loss(1000) < 0.3
+        for bad in ({"noise": 0.0}, {"noise": math.nan}, {"noise": math.inf}, {"cells": 0}):
+            with pytest.raises(BadInput):
+                Forecast(**{**good, **bad})
+
+
+class TestWarnings:
+    def test_a_hundred_people_at_a_tenth_are_warned_about_and_not_refused(self):
+        result = planned("taiwan", 100, 0.1)
+        assert result["outlook"] == "hopeless"
+        assert "100 persons are too few for epsilon 0.1" in result["warnings"][0]
+        assert f"{result['persons_for_loss_002']:,} persons" in result["warnings"][0]
+        assert "for want of persons a model without privacy would lose" in result["warnings"][1]
+
+    @pytest.mark.parametrize("data", TEXTS)
+    @pytest.mark.parametrize("known", [True, False])
+    def test_a_hundred_thousand_people_at_one_are_not(self, data, known):
+        one = parse_study(with_trust(TEXTS[data], "local"))
+        result = plan_run(
+            one, holders=1, rows=100_000, epsilons=[1], base_rate=RATES[data] if known else None
+        )
+        assert (result["outlook"], result["warnings"]) == ("good", [])
+
+    def test_a_run_too_short_to_be_foretold_is_said(self):
+        short = replace(LOCAL, training=replace(LOCAL.training, rounds=4))
+        assert "training.rounds is 4" in plan_run(short, holders=1, rows=10**6)["warnings"][-1]
+        assert plan_run(WITHOUT_ROUNDS[1], holders=1, rows=10**6)["warnings"] == []
+
+    def test_a_network_is_planned_and_the_forecast_says_whose_it_is(self):
+        network = replace(LOCAL, training=replace(LOCAL.training, model="neural", rounds=30))
+        result = plan_run(network, holders=1, rows=10**6)
+        assert "of the scorecard, not of the network" in result["warnings"][-1]
+        additive = plan_run(
+            replace(LOCAL, training=replace(LOCAL.training, rounds=30)), holders=1, rows=10**6
+        )
+        assert result["expected_auroc_loss"] == additive["expected_auroc_loss"]
+
+
+class TestEpsilons:
+    def test_the_first_takes_the_place_of_the_studys_and_all_are_compared(self):
+        result = plan_run(STUDY, holders=3, rows=1000, epsilons=[3.0, 0.7])
+        assert result["epsilon"] == 3.0
+        assert 3.0 * (1 - 1e-6) <= result["epsilon_per_holder"] <= 3.0
+        assert [row["epsilon"] for row in result["by_epsilon"]] == sorted({*EPSILONS, 3.0, 0.7})
+
+    def test_each_line_is_what_a_plan_of_its_own_says(self):
+        result = plan_run(WITHOUT_ROUNDS[0], holders=3, rows=1000)
+        assert [row["epsilon"] for row in result["by_epsilon"]] == list(EPSILONS)
+        for row in result["by_epsilon"]:
+            alone = plan_run(WITHOUT_ROUNDS[0], holders=3, rows=1000, epsilons=[row["epsilon"]])
+            assert row == {name: alone[name] for name in row}
+
+    @pytest.mark.parametrize("epsilon", [0.0, -1.0, math.nan, math.inf, 1001.0])
+    def test_one_that_is_no_promise_is_refused(self, epsilon):
+        with pytest.raises(BadInput, match=r"--epsilon is .*allowed"):
+            plan_run(STUDY, holders=3, rows=1000, epsilons=[1.0, epsilon])
+
+    @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 1.1, math.nan, math.inf])
+    def test_a_base_rate_that_is_none_is_refused(self, rate):
+        with pytest.raises(BadInput, match=r"--base-rate is .*allowed"):
+            plan_run(STUDY, holders=3, rows=1000, base_rate=rate)
 
 
 class TestLabel:

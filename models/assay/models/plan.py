@@ -28,6 +28,7 @@ EPSILONS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _COMFORTABLE, _HOPELESS = 0.01, 0.1
 # AUROC that is asked about by key, and the loss from which a plan warns.
 _ASKED, _TOO_MUCH = {"001": 0.01, "002": 0.02}, 0.02
+_LEAST_EPSILON = 0.001  # what is needed is said from here on
 _FEWEST_ROUNDS = 15  # fewer are never chosen by default, and the forecast was not measured with them
 
 
@@ -167,7 +168,9 @@ def _needed(study: Study, forecast: Forecast, persons: int) -> dict[str, float |
         found[f"persons_for_loss_{name}"] = int(_rounded_up(max(1.0, forecast.persons_for(loss))))
         # Noise is in proportion to 1 / mu, whatever the trust and whoever shares persons.
         epsilon = epsilon_of_mu(mu * forecast.noise / forecast.noise_for(loss, persons), study.privacy.delta)
-        found[f"epsilon_for_loss_{name}"] = None if epsilon > MAX_EPSILON else _rounded_up(epsilon)
+        found[f"epsilon_for_loss_{name}"] = (
+            None if epsilon > MAX_EPSILON else _rounded_up(max(_LEAST_EPSILON, epsilon))
+        )
     return found
 
 
