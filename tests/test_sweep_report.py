@@ -451,6 +451,32 @@ def test_faults_are_counted_as_injected_caught_and_not_caught(written):
     assert "changed AUROC by −0.020" in words
 
 
+def test_a_run_that_its_faults_ended_is_told_and_what_attacked_it_is_in_no_model(tmp_path, small):
+    ended = {
+        "holders": 4,
+        "epsilon": 1.0,
+        "seed": 1,
+        "error": "the sum is larger <than> it can be",
+        "exit_code": 1,
+    }
+    caught = {**FAULTS, "not_caught": [], "lie": None, "effect": None}
+    write_sweep_report(tmp_path, [bare(faults=FAULTS)], "Sweep", failed=[{**ended, "faults": caught}])
+    html = html_of(tmp_path)
+    found, words = tables(html), " ".join(Reader.of(html).words)
+    assert "1 run with faults came to a model. 1 run ended without one." in words
+    assert "Of 6 attacks by holders (one holder in one run), 5 were kept out of the model" in words
+    assert found["Ended without a model"] == [["the sum is larger &lt;than&gt; it can be", "1"]]
+    assert found["Runs without a result"] == [["4, 1, 1", "the sum is larger &lt;than&gt; it can be"]]
+    write_sweep_report(tmp_path, [bare()], "Sweep", failed=[{**ended, "faults": None}])
+    assert 'id="faults"' not in html_of(tmp_path)
+    with pytest.raises(BadInput, match="failed run 1: key 'error'"):
+        write_sweep_report(tmp_path, [bare()], "Sweep", failed=[{"holders": 4, "epsilon": 1.0, "seed": 1}])
+
+
+def test_captions_of_several_charts_are_escaped():
+    assert "<b>" not in page.row(["<svg></svg>"] * 2, "<b>caption</b>", "")
+
+
 @pytest.mark.parametrize("key", [key for key in a_cell() if key not in ("bundle", "report")])
 def test_a_missing_key_is_named_with_its_cell(key, tmp_path):
     broken = a_cell(seed=1)

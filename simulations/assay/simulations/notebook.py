@@ -212,11 +212,10 @@ def write_report(out: File) -> dict[str, str]:
     from assay.simulations.sweep_report import write_sweep_report
 
     folder = Path(out)
-    cells = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(folder.glob("cells/*.json"))
-        if not path.name.endswith(".failed.json")
-    ]
+    runs: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    for path in sorted(folder.glob("cells/*.json")):
+        runs[path.name.endswith(".failed.json")].append(json.loads(path.read_text(encoding="utf-8")))
+    cells = runs[False]
     if not cells:
         raise BadInput(
             "out",
@@ -224,7 +223,8 @@ def write_report(out: File) -> dict[str, str]:
             allowed="a directory with a sweep in which a run is finished",
             remedy="Call run_sweep first",
         )
-    return write_sweep_report(folder, cells, title=f"Simulations of {cells[0]['study']}")
+    title = f"Simulations of {cells[0]['study']}"
+    return write_sweep_report(folder, cells, title=title, failed=runs[True])
 
 
 def _plan(study: File, data: File, out: File, options: dict[str, Any], **settings: Any) -> Simulation:

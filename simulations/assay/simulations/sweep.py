@@ -429,12 +429,13 @@ def _result(
         return results[0]
     from assay.simulations.sweep_report import write_sweep_report
 
-    written = write_sweep_report(files.out, results, title=f"Simulations of {study.name}")
     failed = [
         json.loads(files.failure(cell).read_text(encoding="utf-8"))
         for cell in sorted(cells)
         if files.failure(cell).exists()
     ]
+    title = f"Simulations of {study.name}"
+    written = write_sweep_report(files.out, results, title=title, failed=failed)
     pictures = [path for path in written.values() if path.endswith(".png")]
     return {
         "results": results,

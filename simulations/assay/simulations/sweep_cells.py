@@ -104,12 +104,14 @@ class Results:
 
     Attributes:
         cells: at least one; all of one study.
+        failed: runs that ended without a model: ``holders``, ``epsilon``, ``seed``, ``error`` and ``faults``.
     """
 
     cells: tuple[Cell, ...]
+    failed: tuple[Cell, ...] = ()
 
     @classmethod
-    def of(cls, cells: Sequence[Cell]) -> Results:
+    def of(cls, cells: Sequence[Cell], failed: Sequence[Cell] = ()) -> Results:
         """Check cells and put them in order.
 
         Raises:
@@ -127,8 +129,9 @@ class Results:
         if len(set(keys)) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
             raise BadInput("cell (holders, epsilon, seed)", value=twice, allowed="each once")
-        ordered = sorted(cells, key=lambda cell: (cell["holders"], cell["epsilon"], cell["seed"]))
-        return cls(cells=tuple(ordered))
+        for number, run in enumerate(failed, start=1):
+            _check_failed(run, f"failed run {number}")
+        return cls(cells=_ordered(cells), failed=_ordered(failed))
 
     @property
     def holders(self) -> list[int]:
@@ -234,10 +237,25 @@ def _check(cell: Cell, where: str) -> None:
             _number(f"{where}: canaries", cell["canaries"], key, *_MORE)
         if not cell["canaries"]["claimed_epsilon"] > 0:
             raise BadInput("claimed_epsilon", where=f"{where}: canaries", value=0, allowed="above 0")
-    if _get(where, cell, "faults"):
-        _is(where, cell, "faults", dict, "an object or null")
+    _check_faults(cell, where)
+
+
+def _check_failed(run: Cell, where: str) -> None:
+    for key, least in (("holders", 1), ("epsilon", 0), ("seed", 0)):
+        _number(where, run, key, least, math.inf)
+    _is(where, run, "error", str, "text")
+    _check_faults(run, where)
+
+
+def _check_faults(run: Cell, where: str) -> None:
+    if _get(where, run, "faults"):
+        _is(where, run, "faults", dict, "an object or null")
         for key, kind in (("injected", dict), ("caught", dict), ("not_caught", list)):
-            _is(f"{where}: faults", cell["faults"], key, kind, "an object, or a list of what was not caught")
+            _is(f"{where}: faults", run["faults"], key, kind, "an object, or a list of what was not caught")
+
+
+def _ordered(runs: Sequence[Cell]) -> tuple[Cell, ...]:
+    return tuple(sorted(runs, key=lambda run: (run["holders"], run["epsilon"], run["seed"])))
 
 
 def _check_group(group: Cell, where: str) -> None:

@@ -39,7 +39,7 @@ def faults(sweep: Results) -> Section | None:
 
 
 def _blocks(sweep: Results) -> list[Block]:
-    return [cell["faults"] for cell in sweep.cells if cell["faults"]]
+    return [run["faults"] for run in (*sweep.cells, *sweep.failed) if run["faults"]]
 
 
 def _attacks(sweep: Results) -> list[AttackRow]:
@@ -62,7 +62,10 @@ def _read(sweep: Results) -> str:
     blocks, rows = _blocks(sweep), _attacks(sweep)
     made, believed = sum(row.made for row in rows), sum(row.believed for row in rows)
     lies = [each["what"] for block in blocks for each in block["not_caught"] if not each["holders"]]
-    words = [f"{count(len(blocks), 'run')} with faults ended in a model."]
+    ended = sum(bool(run["faults"]) for run in sweep.failed)
+    words = [f"{count(len(blocks) - ended, 'run')} with faults came to a model."]
+    if ended:
+        words.append(f"{count(ended, 'run')} ended without one.")
     if made:
         words.append(
             f"Of {count(made, 'attack')} by holders (one holder in one run), {made - believed:,} were kept "
@@ -87,7 +90,7 @@ def _tables(sweep: Results) -> str:
     options = ", ".join(dict.fromkeys(option for block in blocks for option in block.get("options", ())))
     intro = paragraph(
         f"Asked for: {options or 'nothing by name'}. What stands against the faults is the live system's own "
-        "code. A run that they ended without a model is not shown here; the command lists it as failed."
+        "code. A run that ends without a model lets no attack into one, but costs what it has spent by then."
     )
     return intro + "".join(
         table(caption, heads, rows)
@@ -95,6 +98,7 @@ def _tables(sweep: Results) -> str:
             ("Injected", ("What", "Times", "Holders, over all runs"), _injected(blocks)),
             ("Caught", ("What", "Times"), _caught(blocks)),
             ("Questions of a lying coordinator", ("Question", "Answer", "Holders"), _lies(blocks)),
+            ("Ended without a model", ("Why", "Runs"), _ended(sweep)),
             ("Not caught", ("What", "Holders, over all runs"), _not_caught(blocks)),
         )
         if rows
@@ -127,7 +131,11 @@ def _caught(blocks: Sequence[Block]) -> list[tuple[str, str]]:
         found.update(f"Refused for its books, {each['reason']}" for each in caught.get("ledger", ()))
         for each in caught.get("refused", ()):
             found[f"Refused by holders: {each['question']}, {each['code']}"] += each["times"]
-    return _ordered(found)
+    return _listed(found)
+
+
+def _ended(sweep: Results) -> list[tuple[str, str]]:
+    return _listed(Counter(run["error"] for run in sweep.failed if run["faults"]))
 
 
 def _not_caught(blocks: Sequence[Block]) -> list[tuple[str, str]]:
@@ -135,7 +143,7 @@ def _not_caught(blocks: Sequence[Block]) -> list[tuple[str, str]]:
     for block in blocks:
         for each in block["not_caught"]:
             found[f"{_named(each['kind'])}: {each['what']}"] += max(1, len(each["holders"]))
-    return _ordered(found)
+    return _listed(found)
 
 
 def _lies(blocks: Sequence[Block]) -> list[tuple[str, str, str]]:
@@ -150,5 +158,5 @@ def _many(holders: int | Iterable[str]) -> int:
     return holders if isinstance(holders, int) else len(list(holders))
 
 
-def _ordered(found: Counter[str]) -> list[tuple[str, str]]:
+def _listed(found: Counter[str]) -> list[tuple[str, str]]:
     return [(words, f"{times:,}") for words, times in found.most_common() if times]

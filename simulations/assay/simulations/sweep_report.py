@@ -39,7 +39,9 @@ _SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
 )
 
 
-def write_sweep_report(out: Path, cells: Sequence[Cell], title: str) -> dict[str, str]:
+def write_sweep_report(
+    out: Path, cells: Sequence[Cell], title: str, *, failed: Sequence[Cell] = ()
+) -> dict[str, str]:
     """Write ``report.html``, ``results.csv``, ``holders.csv``, ``groups.csv`` and the pictures as PNG.
 
     Each file is whole or absent, even after a power cut, and readable by its owner only, because its numbers
@@ -49,6 +51,7 @@ def write_sweep_report(out: Path, cells: Sequence[Cell], title: str) -> dict[str
         out: an existing directory.
         cells: finished runs, see ``docs/simulations.md`` for their keys.
         title: headline of the page, plain text.
+        failed: runs that ended without a model: ``holders``, ``epsilon``, ``seed``, ``error``, ``faults``.
 
     Returns:
         Paths: ``html``, ``csv``, ``holders_csv``, ``groups_csv``, and one per picture under its file name
@@ -59,7 +62,7 @@ def write_sweep_report(out: Path, cells: Sequence[Cell], title: str) -> dict[str
             or belong to several studies. Nothing is written.
         OSError: a file cannot be written.
     """
-    sweep = Results.of(cells)
+    sweep = Results.of(cells, failed)
     sections = [section for build in _SECTIONS if (section := build(sweep)) is not None]
     html = page(
         title=title,
@@ -88,7 +91,7 @@ def _header(sweep: Results, title: str) -> str:
     first = sweep.cells[0]
     bayes = band(CURVES["limit"][1](cell) for cell in sweep.cells)
     tiles = [
-        ("Runs", f"{len(sweep.cells):,}"),
+        ("Runs", f"{len(sweep.cells):,}" + (f", {len(sweep.failed):,} failed" if sweep.failed else "")),
         ("Holders", ", ".join(f"{holders:,}" for holders in sweep.holders)),
         ("Privacy, ε", ", ".join(short(epsilon) for epsilon in sweep.epsilons)),
         ("Seeds", f"{len(sweep.seeds):,}"),

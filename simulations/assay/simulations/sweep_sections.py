@@ -242,7 +242,8 @@ def reading(sweep: Results) -> Section | None:
         f'<div class="halves"><dl class="glossary">{terms}</dl>'
         f"<div><h3>Where the numbers come from and what they do not say</h3>{listed}</div></div>"
     )
-    return Section(key="reading", heading="How to read this", inner=inner + _every_run(sweep))
+    inner += _every_run(sweep) + _failed_runs(sweep)
+    return Section(key="reading", heading="How to read this", inner=inner)
 
 
 def _every_run(sweep: Results) -> str:
@@ -274,6 +275,15 @@ def _every_run(sweep: Results) -> str:
         else ""
     )
     return disclosure(f"Every run{more}", table("Every run, exact numbers in results.csv", heads, rows))
+
+
+def _failed_runs(sweep: Results) -> str:
+    rows = [
+        (f"{run['holders']:,}, {short(run['epsilon'])}, {run['seed']}", run["error"])
+        for run in sweep.failed[:LISTED]
+    ]
+    heads = ("Holders, ε, seed", "Why")
+    return disclosure("Runs without a result", table("Runs without a result", heads, rows)) if rows else ""
 
 
 def _number(value: float | None) -> str:
