@@ -101,7 +101,9 @@ class TestExact:
         assert found["auroc"]["value"] == pytest.approx(exact, abs=0.0015)
         assert found["auroc"]["low"] < exact < found["auroc"]["high"]
         assert found["gini"]["value"] == pytest.approx(2 * found["auroc"]["value"] - 1)
-        assert found["ks"] == pytest.approx(metrics.ks(world.labels, world.scores.probability), abs=0.02)
+        ks = metrics.ks(world.labels, world.scores.probability)
+        assert found["ks"]["value"] == pytest.approx(ks, abs=0.02)
+        assert found["ks"]["low"] < ks < found["ks"]["high"]
 
     def test_every_rate_of_a_group(self, large, found):
         for code, name in enumerate(("f", "m")):
@@ -174,6 +176,31 @@ class TestCoverage:
         world, audited = drawn
         exact = metrics.auroc(world.labels, world.scores.probability)
         assert self.holds([each["auroc"] for each in audited], exact) >= FEWEST
+
+    def test_ks(self, drawn):
+        world, audited = drawn
+        exact = metrics.ks(world.labels, world.scores.probability)
+        assert self.holds([each["ks"] for each in audited], exact) >= FEWEST
+
+    def test_ks_of_those_who_are_sampled_holds_that_of_all(self):
+        """300 samples of 2,100 with noise: 95 % intervals hold the distance of a quarter of a million."""
+        all_, rng = World(250_000, seed=77), np.random.default_rng(7)
+        exact = metrics.ks(all_.labels, all_.scores.probability)
+        drawn = list(self.samples(all_, rng))
+        audited = [audit_of(TALLY, CARD, one + rng.normal(0, 24.0, TALLY.size), 24.0)["ks"] for one in drawn]
+        assert self.holds(audited, exact) >= FEWEST
+        # Control: intervals that leave the sampling out of account hold it too seldom.
+        narrow = [audit_of(TALLY, CARD, 50 * one, 0.0)["ks"] for one in drawn]
+        assert self.holds(narrow, exact) < stats.binom.ppf(1e-6, REPEATS, 0.93)
+
+    @staticmethod
+    def samples(world, rng):
+        """Sums of 2,100 persons drawn from a world: only the score bins are filled."""
+        shares = world.exact[TALLY.scores] / world.exact[TALLY.scores].sum()
+        for _ in range(REPEATS):
+            drawn = np.zeros(TALLY.size)
+            drawn[TALLY.scores] = rng.multinomial(2_100, shares)
+            yield drawn
 
     def test_bad_rate(self, drawn):
         world, audited = drawn
@@ -372,7 +399,7 @@ class TestNothingToSee:
     def test_an_empty_audit_knows_nothing_and_says_so(self, noise):
         found = audit_of(TALLY, CARD, np.zeros(TALLY.size), noise)
         assert found["auroc"] == {"value": None, "low": 0.0, "high": 1.0}
-        assert (found["ks"], found["calibration_error"], found["calibration"]) == (None, None, [])
+        assert (found["ks"]["value"], found["calibration_error"], found["calibration"]) == (None, None, [])
         assert found["persons"] == 0
         assert near_means(TALLY, CARD, np.zeros(TALLY.size), noise) is None
 

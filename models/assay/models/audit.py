@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
+from scipy.stats import norm
 
 from assay.models.fairness import Gate, GroupColumn
 from assay.models.scorecard import BANDS, Scorecard, band_cuts
@@ -130,7 +131,7 @@ def audit_of(tally: AuditTally, card: Scorecard, noisy: Vector, noise_std: float
         ).to_json(),
         "auroc": auroc.to_json(),
         "gini": {key: None if v is None else 2 * v - 1 for key, v in auroc.to_json().items()},
-        "ks": _ks(*inner),
+        "ks": _ks(good, bad, noise_std).to_json(),
         "calibration_error": _calibration_error(counted),
         "calibration": counted,
         "bands": _bands(tally, good, bad, noise_std),
@@ -194,12 +195,48 @@ def _auroc(good: Vector, bad: Vector, noise_std: float, *, ties: float) -> Rate:
     return Rate(value=value, low=max(0.0, value - half), high=min(1.0, value + half))
 
 
-def _ks(good: Vector, bad: Vector) -> float | None:
+def _ks(good: Vector, bad: Vector, noise_std: float) -> Rate:
+    """Largest distance between the shares of bad and of good persons at or below a score, with its interval.
+
+    A maximum takes what noise adds and leaves what it takes away. So the lower end is the largest of the
+    lower ends of all distances, which hold together (Slepian 1962: at least as often as if they were
+    independent). The upper end is the largest of their upper ends, each by itself: one of them is that of
+    the true maximum.
+
+    Args:
+        good: noisy persons by score bin, 0 where hardly anybody is.
+        bad: likewise.
+        noise_std: of one of them.
+    """
     goods, bads = float(good.sum()), float(bad.sum())
     if not goods > 0 or not bads > 0:
-        return None
-    apart = np.cumsum(bad) / bads - np.cumsum(good) / goods
-    return float(min(max(apart.max(), 0.0), 1.0))
+        return Rate(value=math.nan, low=0.0, high=1.0)
+    inside = np.cumsum((good != 0) | (bad != 0))
+    below_bad, below_good = np.cumsum(bad) / bads, np.cumsum(good) / goods
+    variance = np.zeros(SCORE_BINS)
+    for below, persons in ((below_bad, bads), (below_good, goods)):
+        # Of the persons sampled; and to first order of the noise in the bins up to here and beyond.
+        share = np.clip(below, 0, 1)
+        variance += share * (1 - share) / persons
+        noise = inside * (1 - share) ** 2 + (inside[-1] - inside) * share**2
+        variance += noise_std**2 * noise / persons**2
+    apart, error = below_bad - below_good, np.sqrt(variance)
+    edges = max(1, int(inside[-1]) - 1)
+    together = float(norm.ppf(0.975 ** (1 / edges)))
+    value = min(max(float(apart.max()), 0.0), 1.0)
+    return Rate(
+        value=value,
+        low=min(max(float((apart - together * error).max()), 0.0), value),
+        high=min(max(float((apart + _Z95 * error).max()), value) + _between(apart), 1.0),
+    )
+
+
+def _between(apart: Vector) -> float:
+    """Return by how much the distance may rise between two borders of bins: a parabola's, through three."""
+    top = int(apart.argmax())
+    left, right = (float(apart[i]) if 0 <= i < SCORE_BINS else 0.0 for i in (top - 1, top + 1))
+    bend = 2 * float(apart[top]) - left - right
+    return (right - left) ** 2 / (8 * bend) if bend > 0 else 0.0
 
 
 def _calibration(tally: AuditTally, good: Vector, bad: Vector, noise_std: float) -> list[dict[str, Any]]:

@@ -26,7 +26,8 @@ def audit_in_words(audit: Mapping[str, Any]) -> str:
     lines = [
         f"Audit, from noisy sums over about {audit['persons']:,.0f} persons the model was trained on"
         " (shares in %, 95 % intervals hold the noise):",
-        f"  bad rate {_share(audit['bad_rate'])}, AUROC {_number(audit['auroc'])}"
+        f"  bad rate {_share(audit['bad_rate'])}, AUROC {_number(audit['auroc'])},"
+        f" KS {_number(audit['ks'])}"
         + ("" if error is None else f", calibration error {100 * error:.1f} points"),
         f"  calibration step: {_step(audit['calibration_step'])}",
         f"  components held: {_patterns(audit['patterns'])}",
