@@ -281,6 +281,16 @@ class TestCells:
         assert (encoded.low[0] == ABSENT).tolist() == absent
         assert not CARD.score(encoded).points[0][absent].any()
 
+    def test_the_cells_of_a_pair_follow_from_those_of_its_features(self):
+        columns = people(300, seed=2)
+        patterns = np.random.default_rng(0).integers(1, GRID.patterns + 1, 300).astype(np.int32)
+        encoded = GRID.encode(columns, patterns)
+        again = encoded.low.copy()
+        again[:, len(FEATURES) :] = 0
+        GRID.fill_pairs(again, encoded.upper)
+        assert (again == encoded.low).all()
+        assert (encoded.low[:, -1] == ABSENT).any()
+
     def test_borders_are_whole_steps_that_grow(self):
         for each in (groups for both in GRID.pairs for groups in (both.first, both.second)):
             last = (len(each.feature.knots) - 1) * STEPS if each.feature.kind == "hat" else each.feature.cells
