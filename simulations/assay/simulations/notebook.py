@@ -8,7 +8,6 @@ button, keeps what is finished: call the same again with ``resume=True``.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -23,7 +22,7 @@ from assay.simulations.population_file import write_population
 from assay.simulations.population_read import read_parameters
 from assay.simulations.progress import shown
 from assay.simulations.simulate import Simulation
-from assay.simulations.sweep import Event, Sweep
+from assay.simulations.sweep import Event, Sweep, finished, report_of
 
 __all__ = ["make_population", "run_simulation", "run_sweep", "split_records", "write_report"]
 
@@ -209,22 +208,16 @@ def write_report(out: File) -> dict[str, str]:
     Raises:
         BadInput: there is no sweep, or none of its runs is finished.
     """
-    from assay.simulations.sweep_report import write_sweep_report
-
     folder = Path(out)
-    runs: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-    for path in sorted(folder.glob("cells/*.json")):
-        runs[path.name.endswith(".failed.json")].append(json.loads(path.read_text(encoding="utf-8")))
-    cells = runs[False]
-    if not cells:
+    results, failed = finished(folder)
+    if not results:
         raise BadInput(
             "out",
             value=str(folder),
             allowed="a directory with a sweep in which a run is finished",
             remedy="Call run_sweep first",
         )
-    title = f"Simulations of {cells[0]['study']}"
-    return write_sweep_report(folder, cells, title=title, failed=runs[True])
+    return report_of(folder, results, failed)
 
 
 def _plan(study: File, data: File, out: File, options: dict[str, Any], **settings: Any) -> Simulation:

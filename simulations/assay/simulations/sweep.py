@@ -13,35 +13,23 @@ Each file is written whole or not at all, and a cell's result last, so a sweep c
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import json
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from assay.models.schema import Study
 from assay.privacy.errors import AssayError, BadInput
 from assay.privacy.files import PRIVATE_FILE, make_private_dir, write_durably
 from assay.simulations.baselines import MOST_ALONE
 from assay.simulations.cell import Cell
+from assay.simulations.resumption import alone_in, require_same, settings_of
 from assay.simulations.simulate import Simulation, require_new
-from assay.simulations.work import Files, Task, Work
+from assay.simulations.work import Files, Task, Work, naming
 from assay.simulations.workers import Workers, usable_cores
 
-__all__ = ["Event", "Sweep"]
-
-FORMAT = 1
-_WORDS = {
-    "format": "version of Assay",
-    "study_digest": "study",
-    "data_sha256": "content of the data file",
-    "test_sha256": "content of the test file",
-}
+__all__ = ["Event", "Sweep", "finished", "report_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,19 +96,19 @@ class Sweep:
         if not plan.resume:
             require_new(plan.out)
         tell(Event(words="reading records", done=0, cells=len(cells), major=True))
-        settings = _settings(plan, study)
+        settings = settings_of(plan, study)
         if plan.resume:
-            _require_same(files, settings)
+            require_same(files, settings)
         missing = [cell for cell in cells if not files.result(cell).exists()]
         work = Work(plan)
         for holders, seed in {(cell.holders, cell.seed): None for cell in missing}:
             work.dataset.check(holders, seed)
         make_private_dir(plan.out)
-        with _alone_in(plan.out):
+        with alone_in(plan.out):
             _prepare(files, settings)
             progress = _Progress(cells, missing, work.dataset.rows if missing else 0, tell)
             _Running(plan, files, progress, work).run(missing)
-        return _result(files, cells, study, progress.first_error)
+        return _result(files, cells, progress.first_error)
 
 
 class _Progress:
@@ -285,103 +273,6 @@ def _cell_of(task: Task) -> Cell:
     return Cell(holders=task["holders"], epsilon=task["epsilon"], seed=task["seed"])
 
 
-def _settings(plan: Simulation, study: Study) -> dict[str, Any]:
-    """Return what makes a sweep this one."""
-    return {
-        "format": FORMAT,
-        "study": study.name,
-        "study_digest": study.digest,
-        "data": plan.data.name,
-        "data_sha256": _digest(plan.data),
-        "test": None if plan.test is None else plan.test.name,
-        "test_sha256": None if plan.test is None else _digest(plan.test),
-        "test_fraction": None if plan.test is not None else plan.test_fraction,
-        "holders": sorted(plan.holders),
-        "epsilon": sorted(plan.epsilons or (study.privacy.epsilon,)),
-        "seed": plan.seed,
-        "seeds": plan.seeds,
-        "partition": plan.partition,
-        "skew": plan.skew,
-        "overlap": plan.overlap,
-        "engine": plan.engine,
-        "fault": list(plan.faults),
-        "canaries": plan.canaries,
-    }
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise BadInput(
-            "file",
-            where=path,
-            allowed=f"an existing file that can be read ({error.strerror})",
-            remedy="Correct the path",
-        ) from None
-
-
-def _require_same(files: Files, settings: dict[str, Any]) -> None:
-    """Refuse to go on with another sweep, or with none.
-
-    Raises:
-        BadInput: says what differs.
-    """
-    try:
-        there = json.loads(files.settings.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(
-            "--resume",
-            value=str(files.out),
-            allowed="a directory with a sweep in it (there is no sweep.json)",
-            remedy="Leave out --resume to begin one",
-        ) from None
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            "--resume",
-            where=files.settings,
-            allowed=f"what a sweep wrote ({error})",
-            remedy="Begin a new one",
-        ) from None
-    other = [key for key in settings if not isinstance(there, dict) or there.get(key) != settings[key]]
-    # The content of a file says more than its name.
-    other = [key for key in other if f"{key}_sha256" not in other and f"{key}_digest" not in other]
-    if other:
-        differs = "; ".join(_difference(there, settings, key) for key in other)
-        raise BadInput(
-            "--resume",
-            value=str(files.out),
-            allowed=f"the sweep that is in it; this one has another {differs}",
-            remedy="Give the same options as before, or another --out",
-        )
-
-
-def _difference(there: object, settings: dict[str, Any], key: str) -> str:
-    if key in _WORDS or not isinstance(there, dict):
-        return _WORDS.get(key, key)
-    return f"{key} ({json.dumps(settings[key])} and not {json.dumps(there.get(key))})"
-
-
-@contextlib.contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Hold a directory for one sweep at a time; the system lets go of it when this process ends."""
-    directory = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BadInput(
-                "--out",
-                value=str(out),
-                allowed="a directory that no other simulation works in",
-                remedy="Wait for it to end",
-            ) from None
-        yield
-    finally:
-        os.close(directory)
-
-
 def _prepare(files: Files, settings: dict[str, Any]) -> None:
     """Make the directories, and remove what a process that was killed left half written."""
     for folder in (files.cells, files.baselines):
@@ -401,7 +292,7 @@ def _read(files: Files, cell: Cell) -> dict[str, Any]:
     """
     path = files.result(cell)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = _json(path)
         if (found["holders"], found["epsilon"], found["seed"]) != (cell.holders, cell.epsilon, cell.seed):
             raise ValueError("another cell")
     except (ValueError, KeyError, TypeError) as error:
@@ -414,9 +305,7 @@ def _read(files: Files, cell: Cell) -> dict[str, Any]:
     return {**found, "bundle": str(files.bundle(cell)), "report": str(files.report(cell))}
 
 
-def _result(
-    files: Files, cells: tuple[Cell, ...], study: Study, first_error: AssayError | None
-) -> dict[str, Any]:
+def _result(files: Files, cells: tuple[Cell, ...], first_error: AssayError | None) -> dict[str, Any]:
     """Put the results together and write the report of all of them.
 
     Raises:
@@ -427,20 +316,32 @@ def _result(
         raise first_error
     if files.single:
         return results[0]
-    from assay.simulations.sweep_report import write_sweep_report
-
-    failed = [
-        json.loads(files.failure(cell).read_text(encoding="utf-8"))
-        for cell in sorted(cells)
-        if files.failure(cell).exists()
-    ]
-    title = f"Simulations of {study.name}"
-    written = write_sweep_report(files.out, results, title=title, failed=failed)
-    pictures = [path for path in written.values() if path.endswith(".png")]
+    failed = [_json(files.failure(cell)) for cell in sorted(cells) if files.failure(cell).exists()]
+    written = report_of(files.out, results, failed)
     return {
         "results": results,
         "failed": failed,
         "report": written["html"],
         "csv": written["csv"],
-        "pictures": pictures,
+        "pictures": [path for path in written.values() if path.endswith(".png")],
     }
+
+
+def report_of(out: Path, results: list[dict[str, Any]], failed: list[dict[str, Any]]) -> dict[str, str]:
+    """Write the report of a sweep, with pictures and tables beside it; return their paths."""
+    from assay.simulations.sweep_report import write_sweep_report
+
+    with naming(out / "report.html"):
+        return write_sweep_report(out, results, title=f"Simulations of {results[0]['study']}", failed=failed)
+
+
+def finished(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the results in a directory, and what is known of cells without one; both may be empty."""
+    paths = sorted((out / "cells").glob("*.json"))
+    failures = [path for path in paths if path.name.endswith(".failed.json")]
+    return [_json(path) for path in paths if path not in failures], [_json(path) for path in failures]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

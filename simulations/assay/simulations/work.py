@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,7 +27,7 @@ from assay.simulations.dataset import Dataset, Layout
 from assay.simulations.faults import EndedByFaults
 from assay.simulations.simulate import Simulation
 
-__all__ = ["Files", "Work", "main"]
+__all__ = ["Files", "Work", "main", "naming"]
 
 Task = dict[str, Any]
 """``kind`` is "unprotected" (with ``seed``), "pooled" (``epsilon`` too) or "cell" (``holders`` too)."""
@@ -122,7 +122,7 @@ class Work:
             self._cell(Cell(**{name: task[name] for name in ("holders", "epsilon", "seed")}), step)
             return
         path = self._files.card(task)
-        with _naming(path):
+        with naming(path):
             make_private_dir(path.parent)
             write_card(path, card)
 
@@ -130,7 +130,7 @@ class Work:
         files, seed = self._files, cell.seed
         make_private_dir(files.cells)
         try:
-            with _naming(files.bundle(cell)):
+            with naming(files.bundle(cell)):
                 result = simulate_cell(
                     self._plan.text_at(self._study, cell.epsilon),
                     cell,
@@ -159,12 +159,12 @@ class Work:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    with _naming(path):
+    with naming(path):
         write_durably(path, json.dumps(value, allow_nan=False).encode(), mode=PRIVATE_FILE)
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Any:
+def naming(path: Path) -> Iterator[None]:
     """Add a path to an error of the disk that names none."""
     try:
         yield
