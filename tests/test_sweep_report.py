@@ -47,7 +47,7 @@ FAULTS = {
     },
     "caught": {
         "not_accepted": ["h2"],
-        "dropped": [{"holder": "h1", "round": 3, "reason": "no answer"}],
+        "dropped": [{"holder": "h1", "round": 3, "reason": "no answer of h1"}],
         "ledger": [],
         "refused": [{"question": "gradient", "code": "signature", "times": 4, "holders": ["h2"]}],
         "cut": {"times": 11, "holders": {"h1": 11}},
@@ -398,8 +398,8 @@ def test_one_run_is_shown_without_an_interval_and_says_so(written):
     words = " ".join(Reader.of(html_of(written["one"])).words)
     assert "One seed: no interval can be shown." in words
     assert "one seed, no interval" in words
-    assert "Shaded" not in words
-    assert "Shaded: 95\u00a0% interval of the mean over 3 seeds." in " ".join(
+    assert "Bands" not in words
+    assert "Bands and bars: 95\u00a0% interval of the mean over 3 seeds." in " ".join(
         Reader.of(html_of(written["whole"])).words
     )
 
@@ -438,15 +438,12 @@ def test_faults_are_counted_as_injected_caught_and_not_caught(written):
     assert ["Labels turned round", "600", "4"] in found["Injected"]
     assert ["Answers lost: mask", "14", "4"] in found["Injected"]
     assert ["Refused by holders: gradient, signature", "8"] in found["Caught"]
-    assert ["Gone on without, no answer", "2"] in found["Caught"]
+    assert ["Gone on without, no answer of it", "2"] in found["Caught"]
     assert ["Holders that did not accept the study", "2"] in found["Caught"]
     assert found["Not caught"] == [["Labels turned round: their labels are wrong", "2"]]
     assert found["Questions of a lying coordinator"] == [["opened", "no", "4"]]
     words = " ".join(Reader.of(html).words)
-    assert (
-        "Of 6 attacks by holders (one holder in one run), 4 were kept out of the model and 2 are in it."
-        in words
-    )
+    assert "Of 6 attacks by holders (one holder in one run), 4 were stopped: refused, or the" in words
     assert "learned nothing that it should not" in words
     assert "changed AUROC by −0.020" in words
 
@@ -464,7 +461,7 @@ def test_a_run_that_its_faults_ended_is_told_and_what_attacked_it_is_in_no_model
     html = html_of(tmp_path)
     found, words = tables(html), " ".join(Reader.of(html).words)
     assert "1 run with faults came to a model. 1 run ended without one." in words
-    assert "Of 6 attacks by holders (one holder in one run), 5 were kept out of the model" in words
+    assert "Of 6 attacks by holders (one holder in one run), 5 were stopped" in words
     assert found["Ended without a model"] == [["the sum is larger &lt;than&gt; it can be", "1"]]
     assert found["Runs without a result"] == [["4, 1, 1", "the sum is larger &lt;than&gt; it can be"]]
     write_sweep_report(tmp_path, [bare()], "Sweep", failed=[{**ended, "faults": None}])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from assay.models.digits import count
 from assay.models.svg import WIDTH, Span, label, marker, path, segment, svg
@@ -20,6 +20,7 @@ __all__ = ["MARKS", "Curve", "Panel", "Series", "curves_charts", "gains_chart", 
 MARKS = {"federated": "circle", "pooled": "square", "local": "diamond"}
 """Markers by kind of curve; a kind without one is drawn as a line from edge to edge."""
 
+_BESIDE = {"local": 0.87, "pooled": 1.15}  # of a place on the logarithmic axis: 16 units
 _LEFT, _RIGHT = 62.0, WIDTH - 116.0  # the rest is for the words at the ends
 _APART = 13.5  # lines of text on top of each other
 _TALL = 172.0  # of a plot of curves
@@ -59,7 +60,9 @@ def curves_charts(
     """Draw AUROC, one chart per panel, all with the same axes; x is logarithmic and above 0."""
     points = [point for panel in panels for curve in panel.curves for point in curve.points]
     places = sorted({x for x, _ in points})
-    ends = (places[0], places[-1]) if len(places) > 1 else (places[0] / 2, places[0] * 2)
+    ends = places[0], places[-1]
+    if len(places) == 1:
+        ends, panels = (places[0] / 2, places[0] * 2), [_side_by_side(panel) for panel in panels]
     low, high = _range([each for _, each in points])
     plot = Plot(
         x=Span(low=math.log10(ends[0]), high=math.log10(ends[1]), start=_LEFT, stop=_RIGHT),
@@ -77,6 +80,17 @@ def curves_charts(
         words = f"{title}: {panel.heading}"
         charts.append(svg(f"{name}-{number}", title=words, desc=desc, height=24 + _TALL + 40, parts=parts))
     return tuple(charts)
+
+
+def _side_by_side(panel: Panel) -> Panel:
+    """Move what has one place on the axis apart, so that marks and intervals do not cover each other."""
+    return replace(
+        panel,
+        curves=tuple(
+            replace(curve, points=tuple((x * _BESIDE.get(curve.kind, 1.0), each) for x, each in curve.points))
+            for curve in panel.curves
+        ),
+    )
 
 
 def is_cut(panels: Sequence[Panel]) -> bool:

@@ -68,8 +68,9 @@ def _read(sweep: Results) -> str:
         words.append(f"{count(ended, 'run')} ended without one.")
     if made:
         words.append(
-            f"Of {count(made, 'attack')} by holders (one holder in one run), {made - believed:,} were kept "
-            f"out of the model and {believed:,} are in it."
+            f"Of {count(made, 'attack')} by holders (one holder in one run), {made - believed:,} were "
+            "stopped: refused, or the holder or the run was gone before the end. "
+            f"{believed:,} went on to the end."
         )
     if any(block.get("lie") for block in blocks):
         words.append(
@@ -127,11 +128,17 @@ def _caught(blocks: Sequence[Block]) -> list[tuple[str, str]]:
         caught = block["caught"]
         found["Holders that did not accept the study"] += len(caught.get("not_accepted", ()))
         found["Multiplied sums that the holder's own bound cut"] += caught.get("cut", {}).get("times", 0)
-        found.update(f"Gone on without, {each['reason']}" for each in caught.get("dropped", ()))
-        found.update(f"Refused for its books, {each['reason']}" for each in caught.get("ledger", ()))
+        found.update(f"Gone on without, {_reason(each)}" for each in caught.get("dropped", ()))
+        found.update(f"Refused for its books, {_reason(each)}" for each in caught.get("ledger", ()))
         for each in caught.get("refused", ()):
             found[f"Refused by holders: {each['question']}, {each['code']}"] += each["times"]
     return _listed(found)
+
+
+def _reason(step: Mapping[str, Any]) -> str:
+    """Return why, without the holder's name, so that the same reason counts once."""
+    reason: str = step["reason"]
+    return reason.replace(step["holder"], "it") if step.get("holder") else reason
 
 
 def _ended(sweep: Results) -> list[tuple[str, str]]:

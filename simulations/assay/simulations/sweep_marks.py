@@ -216,7 +216,7 @@ def floored(value: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackRow:
-    """One kind of attack: how often holders made it, and how often what they sent is in a model."""
+    """One kind of attack: how often holders made it, and how often it went on to the end of a run."""
 
     words: str
     made: int
@@ -224,14 +224,14 @@ class AttackRow:
 
 
 def attacks_chart(rows: Sequence[AttackRow]) -> str:
-    """Draw what share of attacks was kept out of the model, and what share is in it."""
+    """Draw what share of attacks was stopped, and what share went on to the end of its run."""
     rows = rows[:SHOWN_ROWS]
     across = Span(low=0, high=1, start=2, stop=WIDTH - 4)
     parts, words = [], []
     for index, row in enumerate(rows):
         y = 42.0 * index + 14
         stopped = row.made - row.believed
-        said = f"{stopped:,} of {row.made:,} kept out"
+        said = f"{stopped:,} of {row.made:,} stopped"
         words.append(f"{row.words}: {said}")
         middle = across(stopped / row.made)
         parts += [
@@ -242,7 +242,7 @@ def attacks_chart(rows: Sequence[AttackRow]) -> str:
         ]
     return svg(
         "attacks",
-        title="Attacks that were kept out of the model",
+        title="Attacks that were stopped",
         desc="; ".join(words),
         height=42.0 * len(rows) + 2,
         parts=parts,

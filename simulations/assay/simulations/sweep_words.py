@@ -111,7 +111,7 @@ def seeds_note(sweep: Results) -> str:
         return "One seed: no interval can be shown."
     some = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
     wide = " Two seeds give very wide ones; five are better." if min(seeds) == 2 else ""
-    return f"Shaded: 95\u00a0% interval of the mean over {some} seeds.{wide}"
+    return f"Bands and bars: 95\u00a0% interval of the mean over {some} seeds.{wide}"
 
 
 def read_curves(sweep: Results) -> str:
