@@ -21,6 +21,7 @@ from assay.simulations.engine import Federated, federate, with_model
 from assay.simulations.faults import Faults
 from assay.simulations.findings import HolderLine, Trust
 from assay.simulations.grouping import group_rows
+from assay.simulations.injection import effect_of
 from assay.simulations.summary import summarise
 from assay.simulations.tallies import wilson
 
@@ -149,7 +150,7 @@ def simulate_cell(
         "label": label_in_words(label),
         "label_epsilon": label["epsilon"],
         "canaries": _canaries(text, cell, layout, how, step),
-        "faults": done.faults,
+        "faults": _faults(text, layout, done, federated, step),
         "bundle": str(bundle),
         "report": str(report),
     }
@@ -222,6 +223,20 @@ def _canaries(text: str, cell: Cell, layout: Layout, how: How, step: Step) -> di
         seed=cell.seed,
         engine=how.engine,
     )
+
+
+def _faults(
+    text: str, layout: Layout, done: Federated, federated: Evaluation, step: Step
+) -> dict[str, Any] | None:
+    """What was injected and what came of it, beside a run with other noise and without faults."""
+    if done.faults is None:
+        return None
+    step("the same without faults")
+    # The engines give the same model; this one is the quickest.
+    clean = evaluate(
+        scorecard_of(federate(with_model(text, "additive"), layout.holders, engine="fast")), layout.test
+    )
+    return effect_of(done.faults, auroc=federated.metrics.auroc, clean_auroc=clean.metrics.auroc)
 
 
 def _report(

@@ -313,7 +313,7 @@ def _result(files: Files, cells: tuple[Cell, ...], first_error: AssayError | Non
     """
     results = [_read(files, cell) for cell in sorted(cells) if files.result(cell).exists()]
     if not results and first_error is not None:
-        raise first_error
+        raise _told_where(first_error, files)
     if files.single:
         return results[0]
     failed = [_json(files.failure(cell)) for cell in sorted(cells) if files.failure(cell).exists()]
@@ -325,6 +325,13 @@ def _result(files: Files, cells: tuple[Cell, ...], first_error: AssayError | Non
         "csv": written["csv"],
         "pictures": [path for path in written.values() if path.endswith(".png")],
     }
+
+
+def _told_where(error: AssayError, files: Files) -> AssayError:
+    """Return an error that ended every cell; where faults did, with the place of what they came to."""
+    if any(_json(path)["faults"] is not None for path in files.cells.glob("*.failed.json")):
+        return CellFailed(f"{error}. What was injected and caught is in {files.cells}", error.exit_code)
+    return error
 
 
 def report_of(out: Path, results: list[dict[str, Any]], failed: list[dict[str, Any]]) -> dict[str, str]:
