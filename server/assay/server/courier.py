@@ -30,7 +30,7 @@ from assay.privacy.messages import (
     Release,
 )
 from assay.privacy.wire import Frame, open_frame, seal
-from assay.server.fleet import exchange
+from assay.server.grid import exchange
 
 __all__ = ["COORDINATOR", "Courier", "NoAnswer"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -13,7 +13,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from assay.privacy.errors import BadInput
-from assay.server.store import FleetStore
+
+if TYPE_CHECKING:
+    from assay.server.store import FleetStore  # slow to import, and simulations have no such store
 
 __all__ = ["FleetGrid", "NamedGrid", "exchange"]
 
