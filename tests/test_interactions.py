@@ -15,11 +15,13 @@ from toy_study import TEXT as TOY
 from toy_study import records as toy_records
 from typer.testing import CliRunner
 
-from assay.client.monitor import PopulationTally
+from assay.client.monitor import PopulationTally, _both
+from assay.client.records import Records, describe
 from assay.models.additive import AdditiveClippedSum, ClippedCounts, design_of
 from assay.models.drift import counted, drift_in_words, drift_of
 from assay.models.encoding import ABSENT, STEPS, Grid
 from assay.models.explain import explain, explanation_in_words
+from assay.models.fairness import Fairness
 from assay.models.label import mechanism_of, privacy_label
 from assay.models.plausible import plausible_values
 from assay.models.rowscorer import RowScorer
@@ -227,6 +229,23 @@ class TestStudy:
             "label": "Plan together with Bill",
             "cells": 13,
         }
+
+    def test_the_check_of_records_says_what_would_be_used(self):
+        columns = people(50)
+        del columns["BILL"]
+        labels = np.tile([0.0, 1.0], 25)
+        held = Records(columns=columns, labels=labels, absent=("bill",))
+        result, lines = describe(held, STUDY)
+        told = {each["name"]: each["absent"] for each in result["interactions"]}
+        assert told == {"amount_x_visits": [], "plan_x_bill": ["bill"], "strikes_x_rules": []}
+        assert "  amount together with visits" in lines
+        assert "  plan together with bill: missing in every row, as bill is" in lines
+        assert result["leaves"][0]["integers"] == GRID.width
+
+    def test_two_studies_that_are_compared_read_columns_and_no_pairs(self):
+        other = replace(parse_study(PLAIN.replace('"visits"', '"calls"')), fairness=Fairness())
+        both = _both(STUDY, replace(other, features=other.features[1:]))
+        assert (both.interactions, both.fairness) == ((), Fairness())
 
 
 class TestCells:

@@ -8,6 +8,8 @@ from typing import Any
 __all__ = ["audit_in_words"]
 
 _RATES = (("approved", "approval_rate"), ("of good", "tpr"), ("of bad", "fpr"))
+_TOO_FEW = "too few to say"
+_FEWEST, _WIDEST = 50, 0.2  # persons; width of an interval that still says something
 _CALIBRATED = (("predicted", "predicted"), ("observed", "observed"))
 
 
@@ -32,9 +34,9 @@ def audit_in_words(audit: Mapping[str, Any]) -> str:
         f"  calibration step: {_step(audit['calibration_step'])}",
         f"  components held: {_patterns(audit['patterns'])}",
         f"  approved from {audit['cut_off']} on. What another cut-off would mean:",
-        *(_cut_off(row) for row in audit["cut_offs"] if _tells(row)),
+        *(_cut_off(row, audit["persons"]) for row in audit["cut_offs"] if _tells(row)),
         "  bands: share of persons, bad rate",
-        *(_band(row) for row in audit["bands"]),
+        *(_band(row, audit["persons"]) for row in audit["bands"]),
     ]
     for column in audit["groups"]:
         lines.append(f"  groups by {column['column']}:")
@@ -70,17 +72,25 @@ def _tells(row: Mapping[str, Any]) -> bool:
     return rate["value"] is not None and rate["low"] > 0 and rate["value"] < 1
 
 
-def _cut_off(row: Mapping[str, Any]) -> str:
+def _cut_off(row: Mapping[str, Any], persons: float) -> str:
+    share = row["approval_rate"]
     return (
-        f"    {row['score']:>6}  approved {_share(row['approval_rate']):<22}"
-        f"  bad among them {_share(row['bad_rate'])}"
+        f"    {row['score']:>6}  approved {_share(share):<22}"
+        f"  bad among them: {_bad_rate(row['bad_rate'], share, persons)}"
     )
 
 
-def _band(row: Mapping[str, Any]) -> str:
-    return (
-        f"    {row['band']:<15} from {row['from']:>4}  {_share(row['share']):<22}  {_share(row['bad_rate'])}"
-    )
+def _band(row: Mapping[str, Any], persons: float) -> str:
+    share = row["share"]
+    words = _bad_rate(row["bad_rate"], share, persons)
+    return f"    {row['band']:<15} from {row['from']:>4}  {_share(share):<22}  {words}"
+
+
+def _bad_rate(rate: Mapping[str, Any], share: Mapping[str, Any], persons: float) -> str:
+    """Say a bad rate of a share of all persons, unless these are so few that it could be anything."""
+    if rate["value"] is None or not (share["value"] or 0.0) * persons >= _FEWEST:
+        return _TOO_FEW
+    return _TOO_FEW if rate["high"] - rate["low"] > _WIDEST else _share(rate)
 
 
 def _shown(group: Mapping[str, Any]) -> bool:

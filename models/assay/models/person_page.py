@@ -166,11 +166,12 @@ def _points(bundle: Bundle, explained: Mapping[str, Any]) -> str:
 
 
 def _bars(explained: Mapping[str, Any]) -> str:
+    labels = {feature["name"]: feature["label"] for feature in explained["features"]}
     return points_chart(
         "bars",
         title="Your points",
         rows=[
-            (feature["label"], feature["value"], feature["points"])
+            (_short(feature, labels), feature["value"], feature["points"])
             for feature in explained["features"]
             if feature["component"] not in explained["missing_components"]
         ],
@@ -182,6 +183,13 @@ def _bars(explained: Mapping[str, Any]) -> str:
             ("Your score", str(explained["score"])),
         ),
     )
+
+
+def _short(feature: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """Say first of a pair that it is one: what does not fit on a line is cut off at its end."""
+    if not feature["pair"]:
+        return str(feature["label"])
+    return f"Together: {' and '.join(labels[name] for name in feature['pair'])}"
 
 
 def _all_points(scale: Scale, explained: Mapping[str, Any]) -> str:
