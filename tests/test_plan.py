@@ -384,6 +384,15 @@ class TestWarnings:
         )
         assert (result["outlook"], result["warnings"]) == ("good", [])
 
+    @pytest.mark.parametrize(("rows", "warned"), [(10_000, True), (40_000, False)])
+    def test_a_loss_above_two_hundredths_is_warned_about_even_where_the_outlook_is_better(self, rows, warned):
+        result = planned("fraud", rows, 0.5)
+        assert result["outlook"] != "hopeless"
+        assert (result["expected_auroc_loss"] > 0.02) == warned
+        assert [each for each in result["warnings"] if "are too few for epsilon 0.5" in each] == (
+            result["warnings"][:1] if warned else []
+        )
+
     def test_a_run_too_short_to_be_foretold_is_said(self):
         short = replace(LOCAL, training=replace(LOCAL.training, rounds=4))
         assert "training.rounds is 4" in plan_run(short, holders=1, rows=10**6)["warnings"][-1]
