@@ -18,17 +18,21 @@ from typer.testing import CliRunner
 from assay.client.monitor import PopulationTally, _both
 from assay.client.records import Records, describe
 from assay.models.additive import AdditiveClippedSum, ClippedCounts, design_of
+from assay.models.bundle import read_bundle, write_bundle
 from assay.models.drift import counted, drift_in_words, drift_of
 from assay.models.encoding import ABSENT, STEPS, Grid
 from assay.models.explain import explain, explanation_in_words
 from assay.models.fairness import Fairness
 from assay.models.label import mechanism_of, privacy_label
+from assay.models.neural import NeuralLayout
+from assay.models.person_page import person_page
 from assay.models.plausible import plausible_values
 from assay.models.rowscorer import RowScorer
 from assay.models.scorecard import Scorecard
 from assay.models.study import parse_study
 from assay.models.tally import SCORE_BINS, AuditTally
 from assay.privacy.errors import BadInput
+from assay.privacy.keys import Identity
 from assay.simulations.comparison import evaluate, scorecard_of
 from assay.simulations.engine import federate, with_epsilon
 from assay.simulations.main import build
@@ -485,6 +489,20 @@ class TestExplanations:
         assert moved == {"amount", "amount_x_visits"}
         assert asked["points_gained"] == sum(after.values()) - sum(before.values())
 
+    def test_the_page_for_the_person_shows_what_both_do(self, tmp_path):
+        path = tmp_path / "card.bundle"
+        label = privacy_label(STUDY, rounds=30, holders=3)
+        facts = {"label": label, "identity": Identity.generate(), "created": 1e9, "expires": 2e9}
+        write_bundle(path, study=STUDY, theta=CARD.theta, scorecard=CARD, **facts)
+        opened = read_bundle(path)
+        explained = explain(opened.scorecard, {"AMOUNT": 10.0, "VISITS": None, "PLAN": "a"})
+        page = person_page(opened, explained, now=1.5e9)
+        assert "Amount together with Visits<small>Few visits and much money.</small>" in page
+        assert "Together: Amount and Visits: missing" in page
+        assert "<th" in page.split("Together with other data")[0]
+        gaps = page.split("Single values are missing")[1].split("</ul>")[0]
+        assert ("Visits" in gaps, "together" in gaps) == (True, False)
+
     def test_a_pair_is_nothing_that_could_be_changed_by_itself(self):
         with pytest.raises(BadInput, match="two features together: change one of them"):
             explain(CARD, record(people(1), 0), {"amount_x_visits": "3"})
@@ -558,6 +576,17 @@ class TestMonitoring:
         }
         bundle = SimpleNamespace(study=STUDY, scorecard=CARD, digest="0" * 64, baseline=baseline)
         return drift_of(bundle, now, columns)
+
+
+class TestNetwork:
+    """The challenger sees the features; what they do together it finds out by itself."""
+
+    def test_its_inputs_are_those_of_the_features(self):
+        plain, paired = (NeuralLayout(grid=Grid.of(parse_study(text))) for text in (PLAIN, TEXT))
+        columns = people(50)
+        same = [layout.features(layout.grid.encode(columns)) for layout in (plain, paired)]
+        assert plain.width == paired.width
+        assert bool((same[0] == same[1]).all())
 
 
 class TestTraining:
