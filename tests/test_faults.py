@@ -23,6 +23,7 @@ from assay.privacy.optimizer import ExactAccountant
 from assay.privacy.secagg import Member
 from assay.server import courier, sums
 from assay.server.aggregation import SecureSums
+from assay.server.publish import publish
 from assay.server.rounds import Run
 from assay.simulations.comparison import evaluate, scorecard_of
 from assay.simulations.engine import federate, with_epsilon
@@ -73,6 +74,10 @@ def not_caught(block):
 
 def nothing(*_, **__):
     """What is left of a check that is taken out."""
+
+
+def published(done, path):
+    return publish(path, study=done.study, trained=done.trained, identity=done.identity, created=1e6)
 
 
 class TestOptions:
@@ -309,7 +314,9 @@ class TestScaledUpdates:
         assert not_caught(run("scale=h1:1e4", text=MASKED).faults) == {"scale": ["h1"]}
 
     @BOTH
-    def test_within_what_its_persons_can_do_it_moves_the_model_and_nothing_catches_it(self, text):
+    def test_within_what_its_persons_can_do_it_moves_the_model_until_the_audit_holds_it_back(
+        self, text, tmp_path
+    ):
         """One of three holders turns its gradients round, four times over, at epsilon 100.
 
         False alarms: over 20 runs each it was .233 +- .003; without it .83.
@@ -318,6 +325,9 @@ class TestScaledUpdates:
         done = federate(with_epsilon(text, 100.0), whole, faults=Faults.parse(["scale=h1:-4"]))
         assert evaluate(scorecard_of(done), test).metrics.auroc < 0.5
         assert not_caught(done.faults) == {"scale": ["h1"]}
+        assert "ranking: worse than guessing" in published(done, tmp_path / "ruined")["held"][0]
+        honest = federate(with_epsilon(text, 100.0), whole)
+        assert published(honest, tmp_path / "honest")["held"] == []
         assert done.faults["injected"] == {"scale": {"times": 2, "holders": {"h1": 2}}}
 
     def test_what_the_grid_cuts_is_said(self):

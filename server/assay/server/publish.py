@@ -18,6 +18,8 @@ __all__ = ["VALID_S", "publish", "valid_s"]
 
 # A scorecard is refused a year after its training: people and economies change.
 VALID_S = 365 * 86400
+# Half-widths of a 95 % interval, four standard errors: a model that has learned nothing is not held for it.
+_SURE = 2.0
 
 
 def valid_s(study: Study) -> int:
@@ -74,11 +76,16 @@ def publish(
 
 
 def _held(audit: Mapping[str, Any]) -> tuple[str, ...]:
-    """Say why the study's own gate holds the model back; nothing where it has none or the model passes."""
-    fairness = audit["fairness"]
-    if fairness["passed"] is not False:
-        return ()
-    return tuple(f"fairness: {words}" for words in (*fairness["failures"], *fairness["too_small"]))
+    """Say why the model is held back: it ranks worse than guessing, or does not pass the study's own gate."""
+    reasons, auroc, fairness = [], audit["auroc"], audit["fairness"]
+    if auroc["value"] is not None and auroc["value"] + _SURE * (auroc["high"] - auroc["value"]) < 0.5:
+        reasons.append(
+            f"ranking: worse than guessing, AUROC {auroc['value']:.2f} in the run's own audit. A holder's"
+            " made-up numbers can do that, or an outcome that is the wrong way round at some"
+        )
+    if fairness["passed"] is False:
+        reasons += [f"fairness: {words}" for words in (*fairness["failures"], *fairness["too_small"])]
+    return tuple(reasons)
 
 
 def _patterns(study: Study, trained: Trained) -> list[dict[str, Any]]:

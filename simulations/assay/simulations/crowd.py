@@ -182,7 +182,7 @@ def _blocks(holders: Sequence[Records]) -> Iterator[list[int]]:
     yield from waiting.values()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Sum:
     """The sums of one round of all holders, as Opacus' step asks for them."""
 
