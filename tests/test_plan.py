@@ -328,6 +328,14 @@ class TestForecast:
         )
         assert separate > 2 * shared
 
+    def test_a_declared_pair_adds_cells_and_costs_noise(self):
+        pair = '\n[[interactions]]\nfeatures = ["status_1", "status_2"]\n'
+        without, paired = (
+            plan_run(parse_study(TEXTS["taiwan"] + more), holders=3, rows=1000) for more in ("", pair)
+        )
+        assert paired["cells"] > without["cells"]
+        assert paired["expected_auroc_loss"] > without["expected_auroc_loss"]
+
     def test_rare_outcomes_cost_more_and_an_unknown_rate_covers_them(self):
         rare, likely, common = (planned("taiwan", 5000, 1, base_rate=rate) for rate in BASE_RATES)
         losses = [each["expected_auroc_loss"] for each in (rare, likely, common)]
