@@ -53,7 +53,7 @@ QUICK = {1_000: 1, 10_000: 1}
 LAYOUTS = ((10, "distributed"), (10, "local"))  # beside one holder, at _SPREAD persons of whole data sets
 _SPREAD = 10_000
 # Share of single runs in the range: of other families where a width is fitted, and the least that must be.
-NOMINAL, MUST_HOLD = 0.9, 0.8
+NOMINAL, MUST_HOLD = 0.95, 0.85
 # Losses differ by factors, and of small ones only noise is left.
 _FLOOR = 0.003
 
@@ -122,10 +122,15 @@ def _public(text: str, holders: int, base_rate: float) -> Row:
     return {name: getattr(forecast, name) for name in ("noise", "cells", "base_rate")}
 
 
+def forecast_in(row: Row, constants: Constants) -> Forecast:
+    """Return the forecast of a row by other constants."""
+    public = {name: row[name] for name in ("noise", "cells", "base_rate")}
+    return Forecast(**public, constants=constants)
+
+
 def foretell(row: Row, constants: Constants) -> tuple[float, float, float]:
     """Return the expected loss and the ends of the range."""
-    names = ("noise", "cells", "base_rate")
-    forecast = Forecast(**{name: row[name] for name in names}, constants=constants)
+    forecast = forecast_in(row, constants)
     return forecast.loss(row["persons"]), *forecast.loss_range(row["persons"])
 
 
@@ -155,20 +160,27 @@ def shares_of(cases: list[Row]) -> NDArray[np.float64]:
 
 
 def fitted(cases: list[Row]) -> Constants:
-    """Fit the constant of the noise, on roots of losses and with little weight for outliers."""
-    truth, weights = (
-        np.sqrt([loss_of(case) + _FLOOR for case in cases]),
-        np.sqrt(shares_of(cases) * len(cases)),
-    )
+    """Fit the constants of noise and chance, on roots of losses and with little weight for outliers."""
+    most = {case["data"]: case for case in sorted(cases, key=lambda case: case["persons"])}
+    chance = [max(0.0, most[case["data"]]["unprotected"] - case["unprotected"]) for case in cases]
+    weights = np.sqrt(shares_of(cases) * len(cases))
 
-    def at(logarithm: NDArray[np.float64]) -> Constants:
-        return dataclasses.replace(CONSTANTS, noise=math.exp(logarithm[0]))
+    def fit(truth: list[float], name: str) -> float:
+        roots = np.sqrt(np.array(truth) + _FLOOR)
 
-    def apart(logarithm: NDArray[np.float64]) -> NDArray[np.float64]:
-        constants = at(logarithm)
-        return weights * (np.sqrt([foretell(case, constants)[0] + _FLOOR for case in cases]) - truth)
+        def apart(logarithm: NDArray[np.float64]) -> NDArray[np.float64]:
+            constants = dataclasses.replace(CONSTANTS, **{name: math.exp(logarithm[0])})
+            forecasts = [(forecast_in(case, constants), case["persons"]) for case in cases]
+            losses = [
+                forecast.loss(persons) if name == "noise" else forecast.lost_to_chance(persons)
+                for forecast, persons in forecasts
+            ]
+            return weights * (np.sqrt(np.array(losses) + _FLOOR) - roots)
 
-    return at(least_squares(apart, [-1.0], loss="soft_l1", f_scale=0.05).x)
+        return math.exp(least_squares(apart, [-1.0], loss="soft_l1", f_scale=0.05).x[0])
+
+    noise = fit([loss_of(case) for case in cases], "noise")
+    return dataclasses.replace(CONSTANTS, noise=noise, chance=fit(chance, "chance"))
 
 
 def left_out(cases: list[Row]) -> dict[str, Constants]:
