@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from assay.client.books import Books
-from assay.models.driftreport import DriftReport
 from assay.models.encoding import Grid
 from assay.models.label import mechanism_of
 from assay.models.schema import Study
@@ -24,11 +23,14 @@ from assay.privacy.errors import Refused
 from assay.privacy.mechanism import IntegerMechanism
 from assay.privacy.messages import Masked, Release
 
+if TYPE_CHECKING:
+    from assay.models.driftreport import DriftReport  # brings Arrow, which no release needs
+
 __all__ = ["Integers", "NoisySum", "release", "require_released"]
 
 Integers = NDArray[np.int64]
 _TALLIES = ("outcomes by log-odds", "audit counts")
-Answer = TypeVar("Answer", Release, Masked, DriftReport)
+Answer = TypeVar("Answer", Release, Masked, "DriftReport")
 
 
 @dataclass(frozen=True, kw_only=True)
