@@ -334,10 +334,10 @@ def _attack(study: Study, holders: Mapping[str, Records], flock: _Flock, seen: S
         for names in [[name] for name in summed.own] or [list(summed.holders)]:
             values = summed.own[names[0]] if summed.own else summed.total
             added = sum(parts[name].vectors(question, noise.l2_clip_norm) for name in names).toarray()
-            together = added.sum(axis=0)
-            left = values * noise.unit - sum(known_of[name] for name in names) - together / 2
+            left = values * noise.unit - sum(known_of[name] for name in names)
             # How many of them are in tells none from another, and where a bug lets all count more than they
             # should, it would drown what does: that direction is left out.
+            together = added.sum(axis=0)
             direction = together / max(float(np.linalg.norm(together)), np.finfo(float).tiny)
             added -= np.outer(added @ direction, direction)
             scores += added @ left / noise.std**2

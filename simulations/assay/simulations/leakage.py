@@ -86,8 +86,6 @@ def _too_good(mu: float, *, persons: int, guessed: int, right: int, chance: floa
     for i in range(right - 1, -1, -1):
         lowest = max(h, float(ndtr(ndtri(min(r, 1.0)) - mu)))
         r, h = r + i / (guessed - i) * (lowest - h), lowest
-        if r + h > guessed / persons:
-            return True
     return r + h > guessed / persons
 
 
