@@ -119,12 +119,12 @@ def _facet(
     x = Span(low=max(0.0, low - room), high=min(1.0, high + room), start=x.start, stop=x.stop)
     parts = []
     marks = ticks(x.low, x.high, 3)
-    if len(marks) == 3 and x(marks[1]) - x(marks[0]) < _LABEL:
+    if len(marks) == 3 and x(marks[1]) - x(marks[0]) < 1.5 * _LABEL:
         marks = marks[::2]
     for value in marks:
         parts += [
             segment((x(value), top), (x(value), bottom), "grid"),
-            label(x(value), bottom + 14, form.format(value), anchor="middle"),
+            label(x(value), bottom + 14, form.format(value), anchor=_anchor(x(value), x)),
         ]
     parts.append(segment((x.start, bottom), (x.stop, bottom), "axis"))
     for index, row in enumerate(rows):
@@ -135,6 +135,12 @@ def _facet(
                 parts += [segment((x(each.ends[0]), y), (x(each.ends[1]), y), style)] * (each.low is not None)
                 parts.append(marker(shape, x(each.mean), y, f"mark {kind}", 4.5))
     return parts
+
+
+def _anchor(at: float, x: Span) -> str:
+    """Keep a tick's label within its own column."""
+    half = _LABEL / 2
+    return "start" if at - x.start < half else "end" if x.stop - at < half else "middle"
 
 
 def _key(y: float, rows: Sequence[tuple[str, str, str]]) -> str:

@@ -5,8 +5,8 @@ Each function returns None where there is nothing to show.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TypeVar
 
 from assay.models.digits import count, short
@@ -186,15 +186,21 @@ def sizes(sweep: Results) -> Section | None:
 
 
 def _trend(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Average gains over holders of similar size, as many in each group; nothing where sizes are alike."""
+    """Average gains over holders of similar size; nothing where sizes are alike.
+
+    Groups are about equally large; holders of one size are in one group.
+    """
     ordered = sorted(points)
     groups = min(_TREND, len(ordered) // 5)
     if groups < 2 or ordered[-1][0] < 2 * ordered[0][0]:
         return []
-    cuts = [round(i * len(ordered) / groups) for i in range(groups + 1)]
-    parts = [ordered[low:high] for low, high in pairwise(cuts)]
-    means = [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
-    return sorted(dict(means).items())
+    edges = sorted({ordered[round(i * len(ordered) / groups)][0] for i in range(1, groups)})
+    parts: dict[int, list[tuple[float, float]]] = {}
+    for size, gain in ordered:
+        parts.setdefault(bisect_right(edges, size), []).append((size, gain))
+    columns = [tuple(zip(*part, strict=True)) for part in parts.values()]
+    means = [(sum(sizes) / len(sizes), sum(gains) / len(gains)) for sizes, gains in columns]
+    return sorted(means)
 
 
 def time(sweep: Results) -> Section | None:

@@ -33,6 +33,8 @@ _NAME = 40  # characters of a group's name in a sentence
 # Probabilities that chance puts so many bounds above the claim: below the first it is a defect, below the
 # second it may be one.
 _DEFECT, _FEW = 0.001, 0.2
+# The best and the worst of many groups are else those that are too small to tell.
+_JUDGED = 100
 _SAME = 0.0005  # of AUROC: what rounds to nothing at three digits
 
 
@@ -180,7 +182,7 @@ def read_gains(points: list[tuple[float, float]], epsilon: float) -> str:
     )
     ordered = sorted(points)
     third = len(ordered) // 3
-    if third < 2 or ordered[0][0] == ordered[-1][0]:
+    if third < 2 or ordered[third - 1][0] == ordered[-third][0]:
         return f"{words}. Above the line a holder gains by joining."
     small, large = (sum(gain for _, gain in part) / third for part in (ordered[:third], ordered[-third:]))
     return (
@@ -190,8 +192,8 @@ def read_gains(points: list[tuple[float, float]], epsilon: float) -> str:
 
 
 def read_groups(rows: list[GroupRow]) -> str:
-    """Say where groups differ most, and what privacy changes most."""
-    words = []
+    """Say where groups of :data:`_JUDGED` people or more differ most, and what privacy changes most."""
+    rows, words = [row for row in rows if row.persons >= _JUDGED], []
     ranked = [(row.auroc.mean, clipped(row.group, _NAME)) for row in rows if row.auroc is not None]
     if len(ranked) > 1:
         (low, worst), (high, best) = min(ranked), max(ranked)
