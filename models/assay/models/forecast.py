@@ -52,7 +52,7 @@ class Constants:
     margin: float
 
 
-CONSTANTS = Constants(noise=0.34, chance=0.35, width=4.0, margin=0.004)
+CONSTANTS = Constants(noise=0.34, chance=0.42, width=5.5, margin=0.004)
 
 
 @dataclass(frozen=True, kw_only=True)
