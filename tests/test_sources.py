@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from assay.client.sources import DataSource, open_source
+from assay.models.tabular import ParquetReader
 from assay.privacy.errors import AssayError, BadData, BadInput, Unavailable
 
 COLUMNS = {"amount": [1.5, None, -3.0], "count": [1, 2, None], "kind": ["a", None, "b c"]}
@@ -364,6 +365,17 @@ def test_a_flipped_byte_in_a_parquet_file_never_escapes_as_another_error(
     (tmp_path / "f.parquet").write_bytes(content)
     with suppress(AssayError):
         read(tmp_path, {"a": "number", "b": "text"}, kind="parquet", path="f.parquet")
+
+
+def test_memory_does_not_grow_with_the_row_groups_of_a_parquet_file(tmp_path: Path) -> None:
+    """32 row groups of half a megabyte: with the last of them, those before it are gone."""
+    values = np.random.default_rng(0).random(1 << 21)  # does not compress
+    pq.write_table(pa.table({"amount": values}), tmp_path / "r.parquet", row_group_size=1 << 16)
+    before = pa.total_allocated_bytes()
+    for batch in ParquetReader(tmp_path / "r.parquet").batches(["amount"]):
+        held, rows = pa.total_allocated_bytes() - before, batch.num_rows
+        assert rows == 1 << 16
+        assert held < 4 << 20
 
 
 def test_an_encrypted_parquet_file_is_refused(tmp_path: Path) -> None:

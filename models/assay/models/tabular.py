@@ -238,6 +238,8 @@ class ParquetReader:
             with pyarrow.parquet.ParquetFile(
                 self._path,
                 read_dictionary=list(dictionary),
+                # pyarrow's read-ahead keeps what it has read until the file is closed: in the end, all of it.
+                pre_buffer=False,
                 thrift_string_size_limit=_FOOTER_STRING_BYTES,
                 thrift_container_size_limit=_FOOTER_ENTRIES,
                 page_checksum_verification=True,
