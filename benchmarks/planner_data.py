@@ -1,8 +1,8 @@
 """The data that `planner.py` foretells: seventeen data sets of four families, each a study and records.
 
 taiwan      the bundled records; also with 8 of 20 features, and with one outcome in twenty bad
-population  loans and fraud of `assay population`; also without declared trends, with 7 of 21 features, and with
-            other base rates
+population  loans and fraud of `assay population`; also without declared trends, with 7 of 21 features, and
+            with other base rates
 towers      `towers.py`; also with declared trends, with one tower of three, and with rarer outcomes
 made        normal, correlated features and log-odds that are a line in each: 5, 12 and 40 of them
 
