@@ -153,7 +153,7 @@ def toy(**changes):
 
 
 def several_rows(text):
-    """Let the study say that a person may have several rows, and each holder's persons have two."""
+    """Let the study say that a person may have several rows; each holder's persons have two."""
     persons = np.arange(60) // 2
     return text.replace("[outcome]", '[person]\ncolumn = "PERSON"\n\n[outcome]', 1), toy(persons=persons)
 
@@ -212,7 +212,7 @@ class TestAttack:
         shown = self.attacked(monkeypatch, text, dict.fromkeys(NAMES, own), canaries=600)
         used = np.sqrt(np.diag(shown.overlaps)) / mu_at(2.0, 1e-6)
         assert used.max() <= 1 + 1e-9
-        assert np.median(used) >= 0.93
+        assert np.median(used) >= 0.88
 
     def test_the_full_protocol_is_attacked_alike(self):
         found = audit_by_canaries(with_epsilon(SUMMED, 900.0), toy(), canaries=20, engine="full")

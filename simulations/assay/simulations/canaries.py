@@ -5,9 +5,10 @@ coin. The attacker knows all records, all canaries and everything that the coord
 are hidden. How often it guesses them says how large the privacy loss is at least (:mod:`.leakage`).
 
 ====================  ================================================================================
-a canary              where a person may have several rows: good outcomes in random cells and bad ones in
-                      others, often enough for the clip norm in every sum. Where a person is one row: the
-                      rarer outcome in random cells. At as many holders as the study says a person may be
+a canary              an outcome that is unlikely in its random cells, so that its gradient is large. Where a
+                      person may have several rows: good outcomes in some cells and bad ones in others,
+                      often enough for the clip norm in every sum. At as many holders as the study says a
+                      person may be
 what is seen          all sums of the run (counts, gradients, calibration, audit) and the parameters of
                       every round; where the trust is local, each holder's own
 what is guessed       those canaries that the best linear estimate of all coins is surest of
@@ -51,6 +52,7 @@ _FEW, _MANY = 64, 1000
 # Of the canaries, how many are guessed: fewer that are surer give higher bounds, up to a point. Measured for
 # mu from .12 to 1.5 and 512 to 4096 persons, a tenth to three tenths are nearly the same.
 _GUESSED = 0.2
+_ENOUGH = 50_000  # records that say which cells are risky
 # Rows of each outcome of a person with several: enough for the clip norm as long as residuals are above .19.
 _REPEATS = 4
 
@@ -201,17 +203,14 @@ class _Flock:
         names = sorted(holders)
         several = study.person is not None
         rows = 2 * _REPEATS if several else 1
-        # Without several rows, only a badly predicted one comes near the clip norm.
-        bad = sum(float(each.labels.sum()) for each in holders.values())
-        rare = float(2 * bad < sum(each.rows for each in holders.values()))
-        labels = np.tile(np.repeat([0.0, 1.0], _REPEATS), size) if several else np.full(size, rare)
+        labels = np.tile([0.0, 1.0], (size, 1)) if several else rng.integers(0, 2, (size, 1)).astype(float)
         place = (np.arange(size)[:, None] + np.arange(study.privacy.holders_per_person)) % len(names)
         at = np.zeros((len(names), size), dtype=np.bool_)
         at[place, np.arange(size)[:, None]] = True
         return cls(
             study=study,
-            columns=_columns(study, size, rows, rng),
-            labels=labels,
+            columns=_columns(study, holders, np.repeat(labels, rows // labels.shape[1], axis=1), rng),
+            labels=np.repeat(labels, rows // labels.shape[1]),
             owner=np.repeat(np.arange(size), rows),
             groups={
                 column.column: np.repeat(rng.integers(0, len(column.labels), size), rows)
@@ -256,18 +255,42 @@ def _codes(owner: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.unique(owner, return_inverse=True)[1].astype(np.int64)
 
 
-def _columns(study: Study, size: int, rows: int, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-    """Draw for every canary a cell of each feature for its good rows and another one for its bad rows."""
-    columns: dict[str, NDArray[Any]] = {}
-    for feature in Grid.of(study).features:
+def _columns(
+    study: Study, holders: Mapping[str, Records], labels: Vector, rng: np.random.Generator
+) -> dict[str, NDArray[Any]]:
+    """Draw cells in which the outcome is unlikely: it is then far from what any good model says.
+
+    Args:
+        study: names the features.
+        holders: their records say what is likely.
+        labels: float64 [canaries, rows of each]; rows of one outcome of a canary are alike.
+        rng: draws.
+
+    Returns:
+        Values of all rows by column, one canary's after another's.
+    """
+    grid, columns = Grid.of(study), {}
+    rates = _bad_rates(grid, holders)
+    for feature in grid.features:
         values = _cell_values(feature)
-        first = rng.integers(0, len(values), size)
-        other = (first + rng.integers(1, len(values), size)) % len(values)
-        cells = (
-            first[:, None] if rows == 1 else np.repeat(np.stack([first, other], axis=1), rows // 2, axis=1)
-        )
-        columns[feature.feature.column] = values[cells.ravel()]
+        cells = feature.offset + np.array([*range(len(values) - 1), feature.cells - 1])
+        safe, risky = np.array_split(np.argsort(rates[cells], kind="stable"), 2)
+        drawn = [rng.choice(those, len(labels))[:, None] for those in (risky, safe)]
+        columns[feature.feature.column] = values[np.where(labels == 1, drawn[1], drawn[0]).ravel()]
     return columns
+
+
+def _bad_rates(grid: Grid, holders: Mapping[str, Records]) -> Vector:
+    """Return the share of bad persons in each cell, float64 [grid.width], of some thousands of records."""
+    persons, bad = np.zeros(grid.width), np.zeros(grid.width)
+    for records in holders.values():
+        design = design_of(grid.encode(records.columns, records.patterns), grid.size, grid.patterns)
+        persons += design.T @ np.ones(records.rows)
+        bad += design.T @ records.labels
+        if persons[grid.size :].sum() >= _ENOUGH:
+            break
+    everywhere = bad[grid.size :].sum() / persons[grid.size :].sum()
+    return np.asarray((bad + everywhere) / (persons + 1), dtype=np.float64)
 
 
 def _cell_values(grid: Any) -> NDArray[Any]:
