@@ -59,8 +59,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sweep(folder):
-    """Four cells, done by two processes."""
-    return assay_json(*command(folder, folder / "out", *SWEEP, "--jobs", 2))
+    """Four cells, done in this process; several processes are below, in the slow tests."""
+    return assay_json(*command(folder, folder / "out", *SWEEP, "--jobs", 1))
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ class TestCells:
             assert each["gini"] == pytest.approx(2 * each["auroc"] - 1)
             assert sum(row["rows"] for row in each["calibration"]) == 180
             assert all(row["low"] <= row["observed"] <= row["high"] for row in each["calibration"])
-        assert len({each["auroc"] for each in sweep["results"]}) == 4
+        assert len({each["log_loss"] for each in sweep["results"]}) == 4
 
     def test_what_is_written_is_what_is_said(self, sweep, folder):
         written = results(folder / "out")
@@ -118,8 +118,8 @@ class TestCells:
         assert len({own["non_private_auroc"] for own in base.values()}) == 1
         for epsilon in (0.5, 4.0):
             assert base[3, epsilon]["pooled_auroc"] == base[5, epsilon]["pooled_auroc"]
-        assert base[3, 0.5]["pooled_auroc"] != base[3, 4.0]["pooled_auroc"]
-        assert base[3, 0.5]["local_only_auroc"] != base[3, 4.0]["local_only_auroc"]
+        # Models with other noise give 180 people the same probabilities less than once in a billion.
+        assert base[3, 0.5]["pooled"]["log_loss"] != base[3, 4.0]["pooled"]["log_loss"]
 
     def test_a_single_run_gives_its_own_files_and_no_list(self, folder, tmp_path):
         result = assay_json(*command(folder, tmp_path / "one"))
@@ -265,6 +265,10 @@ class TestStopped:
         assert 0 < len(finished) < 8
         result = assay_json(*arguments, "--resume", "--jobs", 1)
         assert len(result["results"]) == 8
+        seeds = {each["seed"]: each["baselines"]["non_private_auroc"] for each in result["results"]}
+        assert len(seeds) == len(set(seeds.values())) == 4  # both processes shared what they compare with
+        for each in result["results"]:
+            assert each["baselines"]["non_private_auroc"] == seeds[each["seed"]]
         for key in finished:
             assert content(out)[f"cells/{key}.json"] == done[f"cells/{key}.json"]
 
@@ -315,7 +319,7 @@ def test_a_result_that_cannot_be_written_is_absent_and_named(folder, tmp_path, m
     assert "--resume" in line
     assert list((out / "cells").iterdir()) == []
     monkeypatch.setattr(os, "fsync", sync)
-    assert assay_json(*command(folder, out, "--resume"))["auroc"] > 0.6
+    assert set(assay_json(*command(folder, out, "--resume"))) >= CELL
 
 
 class TestProgress:
