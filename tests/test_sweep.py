@@ -18,13 +18,14 @@ from federation_support import assay_json, wait_for
 from sweep_support import GROUPED, MAIN, command, content, process, results, runs, write_people
 from sweep_support import children as children_of
 from test_cli import fails
-from toy_study import records
+from toy_study import SUMMED, records
 from typer.testing import CliRunner
 
 import assay.simulations as simulations
 from assay.models import metrics
 from assay.models.study import parse_study, read_study
 from assay.privacy.errors import AssayError, BadInput
+from assay.simulations import baselines
 from assay.simulations import sweep as sweeps
 from assay.simulations.baselines import MOST_ALONE, alone
 from assay.simulations.cell import Cell
@@ -384,6 +385,35 @@ def people(tmp_path_factory):
     return simulations.make_population(
         home / "people.parquet", people=3000, seed=5, params=home / "own.toml", months=3
     )
+
+
+class TestPooled:
+    def test_in_one_place_everybody_is_known_once(self, monkeypatch):
+        """Whoever has all records in one place needs no noise for people that several holders know."""
+        seen = []
+        train = baselines.federate
+        monkeypatch.setattr(
+            baselines, "federate", lambda text, held, **how: (seen.append(text), train(text, held, **how))[1]
+        )
+        text = SUMMED.replace("epsilon = 2.0", "epsilon = 2.0\nholders_per_person = 3")
+        card = baselines.pooled_card(text, records(300))
+        privacy = parse_study(seen[0]).privacy
+        assert (privacy.holders_per_person, privacy.trust, privacy.epsilon) == (1, "local", 2.0)
+        assert card.study.privacy == privacy
+        held = {name: records(100, seed) for seed, name in enumerate(("a", "b"))}
+        baselines.train_alone(text, held, records(200, 9), seed=0)
+        assert [parse_study(own).privacy.holders_per_person for own in seen[1:]] == [3, 3]
+
+    def test_of_people_at_several_holders_each_is_pooled_once(self, folder, tmp_path):
+        text = (folder / "study.toml").read_text()
+        (tmp_path / "study.toml").write_text(text.replace("[privacy]", "[privacy]\nholders_per_person = 2"))
+        shutil.copy(folder / "people.csv", tmp_path)
+        study = read_study(tmp_path / "study.toml")
+        shared = Partition.parse("iid", overlap="0.5")
+        dataset = Dataset(study, tmp_path / "people.csv", None, 0.2, shared)
+        laid = dataset.layout(4, 0)
+        assert sum(own.rows for own in laid.holders.values()) == 720 + 360
+        assert laid.kept.rows == dataset.training(0).rows == 720
 
 
 class TestTrueRisk:
