@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-
-from flwr.serverapp import Grid
+from typing import TYPE_CHECKING
 
 from assay.privacy.errors import AssayError
 from assay.privacy.heads import Heads, countersign
@@ -30,7 +29,10 @@ from assay.privacy.messages import (
     Release,
 )
 from assay.privacy.wire import Frame, open_frame, seal
-from assay.server.grid import exchange
+from assay.server.exchange import exchange
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
 
 __all__ = ["COORDINATOR", "Courier", "NoAnswer"]
 

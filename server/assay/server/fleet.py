@@ -21,8 +21,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from assay.privacy.errors import Unavailable
 from assay.privacy.transport import public_pem
+from assay.server.exchange import NamedGrid, exchange
 from assay.server.gate import Gate
-from assay.server.grid import FleetGrid, NamedGrid, exchange
+from assay.server.grid import FleetGrid
 from assay.server.peers import Door, PeerProtocol
 from assay.server.store import FleetStore
 

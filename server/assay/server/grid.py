@@ -1,23 +1,19 @@
-"""Flower's ``Grid`` on the coordinator's message store, and one exchange of frames over any grid."""
+"""Flower's ``Grid`` on the coordinator's message store."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Iterator
 
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.common.constant import ErrorCode
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from assay.privacy.errors import BadInput
+from assay.server.store import FleetStore
 
-if TYPE_CHECKING:
-    from assay.server.store import FleetStore  # slow to import, and simulations have no such store
-
-__all__ = ["FleetGrid", "NamedGrid", "exchange"]
+__all__ = ["FleetGrid"]
 
 
 class FleetGrid(Grid):  # type: ignore[misc]
@@ -99,78 +95,3 @@ class FleetGrid(Grid):  # type: ignore[misc]
                     yield message
         finally:
             store.forget(waiting)
-
-
-class NamedGrid(Protocol):
-    """A Flower grid that knows its nodes by holder name."""
-
-    def nodes(self) -> Mapping[str, int]:
-        """Return the node id of every holder that may be asked."""
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str
-    ) -> Message:
-        """As Flower's ``Grid``."""
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None) -> Iterable[Message]:
-        """As Flower's ``Grid``."""
-
-
-def exchange(
-    grid: NamedGrid,
-    requests: Mapping[str, bytes],
-    message_type: str,
-    timeout: float,
-    on_reply: Callable[[str, bytes | str], None] | None = None,
-) -> dict[str, bytes | str]:
-    """Send one frame to each named holder and collect the reply frames.
-
-    Args:
-        grid: where the holders are reached.
-        requests: frame by holder name.
-        message_type: Flower's: ``"train"``, ``"query"`` or ``"evaluate"``.
-        timeout: seconds until a missing reply is given up, finite and above 0.
-        on_reply: called as each reply arrives, with the holder's name and its entry of the result.
-
-    Returns:
-        One entry for each name in ``requests``: the reply's bytes, or a line of text that says why there
-        is none. What one holder sends, or does not, never disturbs another's entry.
-    """
-    if not 0 < timeout < math.inf:
-        raise BadInput("timeout", value=timeout, allowed="seconds above 0")
-    nodes = grid.nodes()
-    answers: dict[str, bytes | str] = dict.fromkeys(requests, f"no answer within {timeout:g} s")
-    answers |= {name: "not admitted" for name in requests if name not in nodes}
-    messages = {
-        name: grid.create_message(
-            RecordDict({"assay": ConfigRecord({"frame": frame})}), message_type, nodes[name], ""
-        )
-        for name, frame in requests.items()
-        if name in nodes
-    }
-    replies = grid.send_and_receive(messages.values(), timeout=timeout)
-    waiting = {message.metadata.message_id: name for name, message in messages.items()}
-    for reply in replies:
-        name = waiting.pop(reply.metadata.reply_to_message_id, None)
-        if name is None:
-            continue
-        answers[name] = _frame_of(reply)
-        if on_reply is not None:
-            on_reply(name, answers[name])
-    return answers
-
-
-def _frame_of(reply: Message) -> bytes | str:
-    if reply.has_error():
-        return _REASONS.get(reply.error.code, "the holder answered with an error")
-    try:
-        frame = reply.content["assay"]["frame"]
-    except (KeyError, TypeError):
-        frame = None
-    return frame if isinstance(frame, bytes) else "the answer is not a frame"
-
-
-_REASONS = {
-    ErrorCode.CLIENT_APP_RAISED_EXCEPTION: "the holder's application failed; its log says why",
-    ErrorCode.MESSAGE_UNAVAILABLE: "the holder is no longer admitted",
-}

@@ -22,12 +22,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.client.app import make_app
 from assay.client.books import Books
 from assay.client.policy import Policy
 from assay.client.records import Records
@@ -46,7 +45,9 @@ from assay.server.sums import Question, Summed, Sums
 from assay.simulations.crowd import Crowd
 from assay.simulations.faults import Faults
 from assay.simulations.injection import Injection
-from assay.simulations.sabotage import App
+
+if TYPE_CHECKING:
+    from assay.simulations.sabotage import App
 
 __all__ = ["ENGINES", "Federated", "challenge", "federate", "with_epsilon", "with_model", "with_trust"]
 
@@ -215,6 +216,8 @@ def _simulated(
     log: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[Run, Mapping[str, Ledger], Identity]]:
     """Set up a coordinator and holders in this process, and everything they keep in memory."""
+    from assay.client.app import make_app  # here: brings flwr, which the fast engine does without
+
     coordinator = Identity.generate()
     federation = federation_id(coordinator.public)
     identities = {name: Identity.generate() for name in holders}

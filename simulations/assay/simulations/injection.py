@@ -3,6 +3,8 @@
 Everything bad sits outside the live code and speaks to it as a real fault would: network and holders in
 :mod:`assay.simulations.sabotage`, a coordinator that lies in :mod:`assay.simulations.liar`. Every check that
 stops one of them is the one that a live federation runs.
+
+What brings Flower is imported where it is needed: the fast engine does without it.
 """
 
 from __future__ import annotations
@@ -13,9 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from flwr.serverapp import Grid
+from typing import TYPE_CHECKING, Any
 
 from assay.client.holder import Holder
 from assay.client.policy import Policy
@@ -29,18 +29,12 @@ from assay.server.courier import Courier
 from assay.server.rounds import Progress, Trained
 from assay.server.settings import FederationSettings
 from assay.simulations.faults import EndedByFaults, Faults
-from assay.simulations.grid import LocalGrid
-from assay.simulations.liar import Liar
-from assay.simulations.lies import LIARS
-from assay.simulations.sabotage import (
-    App,
-    BadNetwork,
-    RememberingLog,
-    Restored,
-    ScalingHolder,
-    drawn,
-    garbling,
-)
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+    from assay.simulations.liar import Liar
+    from assay.simulations.sabotage import App, BadNetwork, RememberingLog
 
 __all__ = ["Injection", "effect_of"]
 
@@ -70,7 +64,8 @@ class Injection:
         self.faults, self.names = faults or Faults(), tuple(sorted(names))
         self.faults.require(study, self.names, engine=engine)
         self.ledgers: dict[str, Ledger] = {}
-        self._study, self._logs = study, dict[str, RememberingLog]()
+        self._study = study
+        self._logs: dict[str, RememberingLog] = {}
         self._times: dict[str, Counter[str]] = {}
         self._cut: Counter[str] = Counter()
         self._steps: list[Progress] = []
@@ -97,6 +92,10 @@ class Injection:
     def records(self, holders: Mapping[str, Records]) -> dict[str, Records]:
         """Return the records with the labels of some holders turned round."""
         held = dict(holders)
+        if not self._chosen["flip"]:
+            return held
+        from assay.simulations.sabotage import drawn
+
         for name in self._chosen["flip"]:
             labels, draw = held[name].labels.copy(), drawn(self.faults.seed, "flip", name)
             wrong = draw.permutation(labels.size)[: max(1, round(self.faults.flip_share * labels.size))]
@@ -120,6 +119,8 @@ class Injection:
             self._note("scale", name)
             self._cut.update([name] if cut else [])
 
+        from assay.simulations.sabotage import ScalingHolder
+
         holder = ScalingHolder(name=name, **settings)
         holder.factor, holder.scaled = self.faults.factor, scaled
         return holder
@@ -142,6 +143,8 @@ class Injection:
             directory: of the holder; what is in it is what a restored copy has.
             opened: closes what is opened here.
         """
+        from assay.simulations.sabotage import RememberingLog, Restored, drawn, garbling
+
         if name in self._chosen["replay"]:
             restored = Restored(directory, identity, partial(start, name), lambda: self._note("replay", name))
             opened.callback(restored.stop)
@@ -159,6 +162,9 @@ class Injection:
 
     def grid(self, apps: Mapping[str, App]) -> Grid:
         """Build the network between the coordinator and the holders."""
+        from assay.simulations.grid import LocalGrid
+        from assay.simulations.sabotage import BadNetwork
+
         if not self._asked:
             return LocalGrid(apps)
         self._grid = BadNetwork(apps, self.faults, self._chosen["slow"], self._note)
@@ -168,6 +174,8 @@ class Injection:
         """Build the coordinator's courier, one that lies where it is to."""
         if not self.faults.coordinator:
             return Courier(grid, **settings)
+        from assay.simulations.lies import LIARS
+
         self._liar = LIARS[self.faults.coordinator](grid, **settings)
         self._liar.study = self._study
         return self._liar

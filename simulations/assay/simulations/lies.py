@@ -35,7 +35,7 @@ from assay.privacy.messages import (
 from assay.privacy.secagg import SESSION_ROUNDS, SHARE_BYTES, Member, Tally, Terms
 from assay.privacy.wire import seal
 from assay.server.courier import COORDINATOR, Courier
-from assay.server.grid import exchange
+from assay.server.exchange import exchange
 from assay.server.sums import Answers
 from assay.simulations.faults import LIES
 from assay.simulations.liar import Liar, about, digest, of_round_1
