@@ -175,7 +175,7 @@ def compare(task: Task, peers: list[str], repetitions: int) -> Figures:
                 runs[name].append(measure(name, task))
     found: Figures = {name: together(each, task) for name, each in runs.items()}
     for name in peers:
-        ratios = {key: round(found[name][key] / found["assay"][key], 1) for key in RATIOS}
+        ratios = {key: round(found[name][key] / found["assay"][key], 2) for key in RATIOS}
         found[name]["times_assay"] = ratios
     return found
 
@@ -263,12 +263,12 @@ def show(found: Figures, task: Task) -> None:
         cells = []
         for name in names:
             ratio = compared[name].get("times_assay", {}).get(key)
-            cells.append(form.format(compared[name][key]) + (f" ({ratio:g} x)" if ratio else ""))
+            cells.append(form.format(compared[name][key]) + (f" ({ratio:.3g} x)" if ratio else ""))
         print(f"{words:<34}" + "".join(f"{cell:>22}" for cell in cells))
     for words, each in found.get("large", {}).items():
         print(
             f"{words} x {LARGE_ROUNDS} rounds: {each['total_s']:.1f} s, a round {each['round_s']:.2f} s,"
-            f" {each['peak_mb']:,} MB"
+            f" {each['peak_mb']:,.0f} MB"
         )
     for what, line in found.get("lines", {}).items():
         print(f"processor time of training against {what}, {LINE_ROUNDS} rounds")
