@@ -131,7 +131,7 @@ def settings_of(model: str, world: World, epsilon: float) -> dict[str, Callable[
             holders = {"pooled": pool(list(holders.values()), grid)}
         elif model == "assay-components":
             holders = in_parts(study, holders)
-        return evaluate(scorecard_of(federate(text, holders)), split.test).scores.probability
+        return evaluate(scorecard_of(federate(text, holders, engine="fast")), split.test).scores.probability
 
     return {"defaults": run}
 
