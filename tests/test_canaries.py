@@ -170,14 +170,19 @@ def without_a_component(text):
     return text, holders
 
 
+def with_a_pair(text):
+    pair = '[[interactions]]\nfeatures = ["income", "balance"]\n\n[fairness]'
+    return text.replace("[fairness]", pair, 1), toy()
+
+
 class TestAttack:
     """What the attacker works out is what canaries add to the sums: noise off, nothing may be left over."""
 
     @pytest.mark.parametrize("text", [TEXT, SUMMED], ids=["local", "distributed"])
     @pytest.mark.parametrize(
         "changed",
-        [lambda text: (text, toy()), several_rows, at_two_holders, without_a_component],
-        ids=["one row", "several rows", "two holders", "a component less"],
+        [lambda text: (text, toy()), several_rows, at_two_holders, without_a_component, with_a_pair],
+        ids=["one row", "several rows", "two holders", "a component less", "a pair"],
     )
     def test_without_noise_the_scores_are_what_the_coins_say(self, monkeypatch, no_noise, text, changed):
         text, holders = changed(text)
