@@ -268,7 +268,7 @@ def _kept(cell: object, study: Study, now: float) -> bool:
 
 
 def _points(bundle: Bundle, columns: Mapping[str, NDArray[Any]]) -> tuple[list[int | None], tuple[str, ...]]:
-    """Return the points of each feature and pair, None where the component is not here, and what is stated."""
+    """Return the points of each feature and pair, None where the component is not here, and what is known."""
     card = bundle.scorecard
     encoded = card.grid.encode(columns)
     points = card.score(encoded).points[0].tolist()
