@@ -23,7 +23,7 @@ from assay.models.svg import safe
 from assay.privacy.errors import BadInput
 from assay.privacy.files import PRIVATE_FILE, write_durably
 
-__all__ = ["STYLE", "person_page", "require_page", "write_person_page"]
+__all__ = ["STYLE", "person_page", "require_page", "short_label", "write_person_page"]
 
 STYLE = Path(__file__).with_name("person.css")
 _SHOWN = 24  # bars; the features with the fewest points are drawn as one
@@ -171,7 +171,7 @@ def _bars(explained: Mapping[str, Any]) -> str:
         "bars",
         title="Your points",
         rows=[
-            (_short(feature, labels), feature["value"], feature["points"])
+            (short_label(feature, labels), feature["value"], feature["points"])
             for feature in explained["features"]
             if feature["component"] not in explained["missing_components"]
         ],
@@ -185,7 +185,7 @@ def _bars(explained: Mapping[str, Any]) -> str:
     )
 
 
-def _short(feature: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+def short_label(feature: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     """Say first of a pair that it is one: what does not fit on a line is cut off at its end."""
     if not feature["pair"]:
         return str(feature["label"])

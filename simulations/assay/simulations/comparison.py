@@ -18,6 +18,7 @@ from scipy.special import expit
 from assay.client.records import Records
 from assay.models.encoding import Grid
 from assay.models.explain import explain
+from assay.models.person_page import short_label
 from assay.models.scorecard import Scorecard, Scores
 from assay.models.study import parse_study
 from assay.privacy.errors import BadInput
@@ -238,12 +239,13 @@ def people_lines(evaluation: Evaluation, test: Records) -> tuple[PersonLine, ...
 def _person(evaluation: Evaluation, test: Records, row: int) -> PersonLine:
     record = {name: _cell(values[row]) for name, values in test.columns.items()}
     found = explain(evaluation.card, record)
+    labels = {feature["name"]: feature["label"] for feature in found["features"]}
     return PersonLine(
         title=f"Held-out record {row + 1}",
         score=found["score"],
         band=found["band"],
         probability=found["probability"],
-        points=tuple((f["label"], f["value"], f["points"]) for f in found["features"]),
+        points=tuple((short_label(f, labels), f["value"], f["points"]) for f in found["features"]),
         base_points=found["base_points"],
         capped=found["capped"],
         reasons=tuple(reason["words"] for reason in found["reasons"]),
