@@ -50,7 +50,8 @@ def wilson(rate: float, rows: int) -> tuple[float, float]:
     spread = _Z95**2 / rows
     middle = (rate + spread / 2) / (1 + spread)
     half = _Z95 * math.sqrt(rate * (1 - rate) / rows + spread / (4 * rows)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # At 0 and at 1 an end is the rate itself; rounding must not put it beyond.
+    return min(rate, max(0.0, middle - half)), max(rate, min(1.0, middle + half))
 
 
 @dataclass(frozen=True, kw_only=True)
