@@ -37,7 +37,7 @@ from assay.server.sums import Aborted, Answers, Panel, PlainSums, Question, Summ
 if TYPE_CHECKING:
     from assay.models.neural import NeuralFit
 
-__all__ = ["Aborted", "Interrupted", "Progress", "Run", "Store", "TooFewHolders", "Trained"]
+__all__ = ["Aborted", "Asks", "Interrupted", "Progress", "Run", "Store", "TooFewHolders", "Trained"]
 
 # The bundle is out by then; nobody waits long for a holder that has gone.
 CLOSE_S = 10.0

@@ -40,7 +40,7 @@ from assay.privacy.mechanism import MAX_CONTRIBUTORS
 from assay.privacy.names import federation_id
 from assay.server.courier import Courier
 from assay.server.records import Collected, Session
-from assay.server.rounds import Progress, Run, Trained
+from assay.server.rounds import Asks, Progress, Run, Trained
 from assay.server.sums import Question, Summed, Sums
 from assay.simulations.crowd import Crowd
 from assay.simulations.faults import Faults
@@ -258,13 +258,11 @@ def _simulated(
             heads={},
             keep=lambda _: None,
         )
-        run = Run(
-            run=secrets.token_hex(16),
-            study_text=study.text,
-            courier=courier,
+        run = _run(
+            study,
+            courier,
             minimum_holders=injected.minimum_holders,
             timeout_s=injected.timeout_s,
-            store=_Forgetful(),
             report=report,
         )
         yield run, injected.ledgers, coordinator
@@ -285,13 +283,10 @@ def _crowd(
         audit = opened.enter_context(AuditLog.open(None, coordinator))
         ledger = opened.enter_context(Ledger.open(":memory:", coordinator, log_head=audit.head))
         crowd = Crowd(study, holders, books=Books(ledger=ledger, audit=audit), policy=policy)
-        run = Run(
-            run=secrets.token_hex(16),
-            study_text=study.text,
-            courier=crowd,
+        run = _run(
+            study,
+            crowd,
             minimum_holders=len(holders),
-            timeout_s=_TIMEOUT_S,
-            store=_Forgetful(),
             report=report,
             sums=lambda _: crowd,
             most_holders=MAX_CONTRIBUTORS,
@@ -321,16 +316,20 @@ def _flower(
             heads={},
             keep=lambda _: None,
         )
-        run = Run(
-            run=secrets.token_hex(16),
-            study_text=study.text,
-            courier=courier,
-            minimum_holders=len(holders),
-            timeout_s=_TIMEOUT_S,
-            store=_Forgetful(),
-            report=report,
-        )
+        run = _run(study, courier, minimum_holders=len(holders), report=report)
         yield run, nodes.ledgers, coordinator
+
+
+def _run(study: Study, courier: Asks, *, timeout_s: float = _TIMEOUT_S, **how: Any) -> Run:
+    """Return a run that nobody takes up again; ``how`` as for :class:`assay.server.rounds.Run`."""
+    return Run(
+        run=secrets.token_hex(16),
+        study_text=study.text,
+        courier=courier,
+        timeout_s=timeout_s,
+        store=_Forgetful(),
+        **how,
+    )
 
 
 def _policy_for(study: Study) -> Policy:
