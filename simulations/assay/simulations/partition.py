@@ -9,9 +9,9 @@ and then :func:`assay.simulations.holding.hold_all` for each holder's records an
 :func:`assay.simulations.holding.describe` for a report. Randomness here decides a simulation's layout, never
 noise. The rows of one person always stay together at a holder, and no holder is empty.
 
-Flower Datasets' partitioners (flwr-datasets 0.6.1) are not used: they bring dozens of packages, put no person at two
-holders, cut rows or columns but never both, and ``DirichletPartitioner``, which draws the same shares, gives up where
-ten draws in a row leave a holder empty.
+Flower Datasets' partitioners (flwr-datasets 0.6.1) are not used: they bring dozens of packages, put no
+person at two holders, cut rows or columns but never both, and ``DirichletPartitioner``, which draws the
+same shares, gives up where ten draws in a row leave a holder empty.
 """
 
 from __future__ import annotations
